@@ -1,1 +1,5 @@
-//! Placeholder.
+//! Starts real Hearth processes for tests, and looks for what they leave.
+
+pub mod agent;
+pub mod leftovers;
+pub mod process;

@@ -1,0 +1,249 @@
+//! Builds the agent's parts in order and owns their shutdown; holds no capsule logic.
+
+use crate::{
+    capsule::{parking::Parking, registry::Registry},
+    config::{AgentConfig, ConfigError, Layout},
+    engine::{Accelerator, Engine, EngineError, TCG_WARNING},
+    grpc::service::AgentService,
+    memory::image::{ImageError, Images},
+    reaper::{
+        Reaper,
+        sweep::{Swept, sweep},
+    },
+    snapshot::store::{Store, StoreError},
+    template::Templates,
+    vmm::launch::{LaunchError, Launcher},
+};
+use hearth_proto::{
+    id::HostId,
+    wire::agent::{self as wire, agent_server::AgentServer},
+};
+use hearth_service::{shutdown::Shutdown, socket};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+
+/// Capsules are destroyed within this at shutdown; the next start's sweep ends what is left.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// Why an agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// No engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// No snapshot store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No tmpfs for images.
+    #[error(transparent)]
+    Images(#[from] ImageError),
+    /// No launcher.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// A file or the sweep failed.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was being done.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+fn host(what: &'static str) -> impl Fn(io::Error) -> StartError {
+    move |source| StartError::Host { what, source }
+}
+
+/// What the calls work with.
+#[derive(Debug)]
+pub struct Parts {
+    /// Capsules by id.
+    pub registry: Arc<Registry>,
+    /// Templates of this host.
+    pub templates: Arc<Templates>,
+    /// Memory images.
+    pub images: Arc<Images>,
+    /// What this host is.
+    pub host: wire::Host,
+    /// Stops everything.
+    pub shutdown: Shutdown,
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Agent {
+    parts: Arc<Parts>,
+    reaper: Reaper,
+    layout: Layout,
+    server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+    stop_server: CancellationToken,
+}
+
+impl Agent {
+    /// Sweeps what an earlier agent left and starts. `helper` is the program that has the `pager` and `kvm-probe`
+    /// commands and lies beside `libhearth_preload.so`.
+    pub async fn start(config: AgentConfig, dir: &Path, cache: &Path, helper: PathBuf) -> Result<Self, StartError> {
+        config.check(dir)?;
+        let layout = Layout::new(dir, cache);
+        fs::create_dir_all(layout.agent()).map_err(host("the agent's folder"))?;
+        let listener = socket::bind(&layout.socket()).map_err(host("the agent's socket"))?;
+        let swept = sweep(&layout).await.map_err(host("sweeping what an earlier agent left"))?;
+        report(&swept);
+        let engine = choose_engine(&config, &helper).await?;
+        let store = Store::open(&layout.templates())?;
+        let images = Arc::new(Images::open(&layout.images(), config.image_budget_mb)?);
+        // Capsules, parked VMMs, and a template build.
+        let slots = config.max_capsules + config.parked * 4 + 4;
+        let reaper = Reaper::start(slots);
+        let host_facts = host_facts(&engine, &layout)?;
+        let launcher = Arc::new(Launcher::new(
+            engine,
+            layout.clone(),
+            reaper.clone(),
+            helper,
+            (config.uid_base, slots),
+        )?);
+        let shutdown = Shutdown::new();
+        let parking = Parking::start(launcher.clone(), images.clone(), config.parked, shutdown.token());
+        let registry = Arc::new(Registry::new(config.max_capsules));
+        let templates =
+            Arc::new(Templates::new(store, images.clone(), launcher, parking, config));
+        let parts = Arc::new(Parts { registry, templates, images, host: host_facts, shutdown });
+        let stop_server = CancellationToken::new();
+        let stopped = stop_server.clone();
+        let service = AgentServer::new(AgentService::new(parts.clone()))
+            .max_decoding_message_size(socket::MESSAGE_BYTES_MAX * 3)
+            .max_encoding_message_size(socket::MESSAGE_BYTES_MAX * 3);
+        let server = tokio::spawn(
+            tonic::transport::Server::builder()
+                .initial_stream_window_size(4 << 20)
+                .initial_connection_window_size(8 << 20)
+                .add_service(service)
+                .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+                    stopped.cancelled().await;
+                }),
+        );
+        Ok(Self { parts, reaper, layout, server, stop_server })
+    }
+
+    /// The agent's endpoint, `unix:/…`.
+    pub fn endpoint(&self) -> String {
+        socket::endpoint(&self.layout.socket())
+    }
+
+    /// What this host is.
+    pub fn host(&self) -> &wire::Host {
+        &self.parts.host
+    }
+
+    /// Destroys all capsules and gives everything back.
+    pub async fn stop(self) {
+        self.parts.shutdown.begin();
+        let capsules = self.parts.registry.list();
+        futures::future::join_all(capsules.iter().map(|capsule| capsule.destroy())).await;
+        self.stop_server.cancel();
+        if tokio::time::timeout(GRACE, self.server).await.is_err() {
+            tracing::warn!("calls were still open at the end of the grace period");
+        }
+        if !self.parts.shutdown.finish(GRACE).await {
+            tracing::warn!("capsules were still ending at the end of the grace period");
+        }
+        self.parts.templates.parking.close();
+        if tokio::time::timeout(GRACE, self.reaper.drain()).await.is_err() {
+            tracing::error!("VMMs are left for the next start's sweep");
+        }
+        drop(self.parts);
+        if let Err(error) = clean(&self.layout).await {
+            tracing::error!(%error, "the agent's folder could not be cleaned");
+        }
+    }
+}
+
+/// Ends what any agent of this data folder left and removes its mount and sockets. For `hearth down`.
+pub async fn clean(layout: &Layout) -> io::Result<Swept> {
+    let swept = sweep(layout).await?;
+    Images::unmount(&layout.images())?;
+    match fs::remove_file(layout.socket()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    Ok(swept)
+}
+
+fn report(swept: &Swept) {
+    if swept.processes + swept.folders == 0 {
+        return;
+    }
+    metrics::counter!("hearth_agent_swept_processes_total").increment(swept.processes as u64);
+    tracing::warn!(
+        processes = swept.processes,
+        folders = swept.folders,
+        capsules = swept.capsules.len(),
+        "swept what an earlier agent left"
+    );
+}
+
+async fn choose_engine(config: &AgentConfig, helper: &Path) -> Result<Engine, StartError> {
+    let (program, choice, helper) = (config.qemu.clone(), config.engine, helper.to_owned());
+    let engine = tokio::task::spawn_blocking(move || Engine::choose(&program, choice, &helper))
+        .await
+        .map_err(|error| host("choosing the engine")(io::Error::other(error)))??;
+    tracing::info!(
+        engine = "qemu",
+        version = engine.version,
+        accelerator = engine.accelerator.as_str(),
+        reason = engine.reason,
+        "engine chosen"
+    );
+    if engine.accelerator == Accelerator::Tcg {
+        tracing::warn!("{TCG_WARNING}");
+    }
+    metrics::gauge!("hearth_agent_engine_info", "engine" => "qemu", "accelerator" => engine.accelerator.as_str())
+        .set(1.0);
+    Ok(engine)
+}
+
+fn host_facts(engine: &Engine, layout: &Layout) -> Result<wire::Host, StartError> {
+    let memory = fs::read_to_string("/proc/meminfo").map_err(host("/proc/meminfo"))?;
+    let memory_kb = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.split_ascii_whitespace().next())
+        .and_then(|number| number.parse::<u64>().ok())
+        .unwrap_or(0);
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(wire::Host {
+        host_id: host_id(&layout.host_id())?.to_string(),
+        engine: "qemu".to_owned(),
+        accelerator: engine.accelerator.as_str().to_owned(),
+        reason: engine.reason.clone(),
+        engine_version: engine.version.clone(),
+        cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+        memory_mb: memory_kb >> 10,
+    })
+}
+
+/// The host's id, made at the first start.
+fn host_id(path: &Path) -> Result<HostId, StartError> {
+    match fs::read_to_string(path) {
+        Ok(text) => text
+            .trim()
+            .parse()
+            .map_err(|error| host("the host's id")(io::Error::new(io::ErrorKind::InvalidData, error))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let id = HostId::new();
+            fs::write(path, format!("{id}\n")).map_err(host("the host's id"))?;
+            Ok(id)
+        }
+        Err(error) => Err(host("the host's id")(error)),
+    }
+}

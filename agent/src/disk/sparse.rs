@@ -1,0 +1,82 @@
+//! Copies of sparse files: by reflink where the filesystem has it, else hole by hole.
+
+use nix::{
+    errno::Errno,
+    fcntl::copy_file_range,
+    unistd::{Whence, lseek},
+};
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::fd::AsRawFd,
+    path::Path,
+};
+
+nix::ioctl_write_int_bad!(
+    /// Shares all blocks of another file: ioctl_ficlone(2).
+    ficlone,
+    libc::FICLONE
+);
+
+/// Copies `from` to the new file `to`, keeping holes. Mode 0600. An error leaves no file.
+pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let source = File::open(from)?;
+    let target = OpenOptions::new().read(true).write(true).create_new(true).open(to)?;
+    let copied = copy_into(&source, &target);
+    if copied.is_err() {
+        // The error that is returned says more than one of the clean-up.
+        let _ = std::fs::remove_file(to);
+    }
+    copied
+}
+
+#[expect(unsafe_code, reason = "the reflink ioctl")]
+fn copy_into(source: &File, target: &File) -> io::Result<()> {
+    // SAFETY: FICLONE takes two descriptors, both alive.
+    match unsafe { ficlone(target.as_raw_fd(), source.as_raw_fd()) } {
+        Ok(_) => return Ok(()),
+        Err(Errno::EOPNOTSUPP | Errno::EXDEV | Errno::EINVAL | Errno::ENOTTY | Errno::ENOSYS) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let size = source.metadata()?.len();
+    target.set_len(size)?;
+    let end = i64::try_from(size).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+    let mut at = 0;
+    while at < end {
+        let data = match lseek(source, at, Whence::SeekData) {
+            Ok(data) => data,
+            Err(Errno::ENXIO) => break,
+            Err(errno) => return Err(errno.into()),
+        };
+        let hole = lseek(source, data, Whence::SeekHole)?;
+        let (mut from, mut to) = (data, data);
+        while from < hole {
+            let length = usize::try_from(hole - from).unwrap_or(usize::MAX);
+            if copy_file_range(source, Some(&mut from), target, Some(&mut to), length)? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            }
+        }
+        at = hole;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    #[test]
+    fn holes_stay_holes_and_data_stays_data() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("a"), folder.path().join("b"));
+        let file = File::create(&from).unwrap();
+        file.set_len(64 << 20).unwrap();
+        file.write_all_at(b"begin", 0).unwrap();
+        file.write_all_at(b"middle", 40 << 20).unwrap();
+        copy(&from, &to).unwrap();
+        assert_eq!(std::fs::read(&from).unwrap(), std::fs::read(&to).unwrap());
+        assert!(std::fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20);
+        assert_eq!(copy(&from, &to).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    }
+}

@@ -1,0 +1,55 @@
+//! What a caller of the agent can be told.
+
+use crate::{
+    capsule::state::Denied, guest::GuestError, memory::image::ImageError, snapshot::store::StoreError,
+    template::TemplateError, vmm::launch::LaunchError, vmm::qmp::QmpError,
+};
+
+/// Everything a call of the agent can fail with.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// No such capsule on this host.
+    #[error("capsule not found")]
+    CapsuleNotFound,
+    /// No such template.
+    #[error("template `{0}` not found")]
+    TemplateNotFound(String),
+    /// The capsule is in a state in which this is not possible.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// The request is wrong.
+    #[error("{field}: {reason}")]
+    Invalid {
+        /// Which field.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The host has no room for another capsule.
+    #[error("no capacity on this host: {0}")]
+    NoCapacity(String),
+    /// A VMM could not be started.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// The VMM did not do as told.
+    #[error(transparent)]
+    Vmm(#[from] QmpError),
+    /// The guest did not do as told.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// The snapshot store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No memory image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A template could not be built.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The capsule ended while this was under way.
+    #[error("the capsule ended: {0}")]
+    Ended(String),
+    /// The agent is stopping.
+    #[error("the agent is stopping")]
+    Stopping,
+}

@@ -1,0 +1,4 @@
+//! The agent's gRPC server.
+
+pub mod service;
+pub mod status;

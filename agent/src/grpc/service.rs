@@ -1,0 +1,305 @@
+//! The calls of agent.proto.
+
+use crate::{
+    agent::Parts,
+    capsule::{
+        handle::Handle,
+        registry::Refused,
+        runner::{self, Wish},
+    },
+    error::AgentError,
+    template::{Progress, Template},
+};
+use futures::{Stream, StreamExt, stream};
+use hearth_proto::{
+    id::CapsuleId,
+    wire::{
+        agent::{self as wire, agent_server::Agent},
+        process::ExecEvent,
+    },
+};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::time::timeout;
+use tokio_stream::wrappers::{BroadcastStream, WatchStream, errors::BroadcastStreamRecvError};
+use tonic::{Request, Response, Status};
+
+/// A restore that takes longer than this is given up.
+const RESTORE_DEADLINE: Duration = Duration::from_secs(60);
+
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct AgentService {
+    parts: Arc<Parts>,
+}
+
+impl AgentService {
+    /// The service over an agent's parts.
+    pub fn new(parts: Arc<Parts>) -> Self {
+        Self { parts }
+    }
+
+    fn capsule(&self, id: &str) -> Result<Handle, AgentError> {
+        self.parts.registry.get(parse(id)?).ok_or(AgentError::CapsuleNotFound)
+    }
+
+    fn restore_handle(&self, request: wire::RestoreRequest) -> Result<Handle, AgentError> {
+        let id = parse(&request.capsule_id)?;
+        if self.parts.shutdown.token().is_cancelled() {
+            return Err(AgentError::Stopping);
+        }
+        let template = self
+            .parts
+            .templates
+            .get(&request.template)
+            .ok_or_else(|| AgentError::TemplateNotFound(request.template.clone()))?;
+        let wish = Wish { id, park: request.park, env: request.env };
+        let made = self.parts.registry.insert(id, || {
+            runner::start(
+                self.parts.templates.clone(),
+                template,
+                self.parts.registry.clone(),
+                self.parts.shutdown.tasks(),
+                wish,
+            )
+        });
+        match made {
+            Ok(handle) => {
+                self.parts.registry.changed(&handle);
+                Ok(handle)
+            }
+            Err(Refused::Exists(handle)) => Ok(*handle),
+            Err(Refused::Full(limit)) => {
+                Err(AgentError::NoCapacity(format!("its limit of {limit} capsules is reached")))
+            }
+        }
+    }
+}
+
+fn parse(id: &str) -> Result<CapsuleId, AgentError> {
+    id.parse().map_err(|error: hearth_proto::id::IdError| AgentError::Invalid {
+        field: "capsule_id",
+        reason: error.to_string(),
+    })
+}
+
+fn template_wire(template: &Template) -> wire::Template {
+    let manifest = &template.snapshot.manifest;
+    wire::Template {
+        name: manifest.template.clone(),
+        snapshot_key: manifest.key.clone(),
+        vcpus: manifest.size.vcpus,
+        memory_mb: manifest.size.memory_mb,
+        languages: manifest.languages.clone(),
+        size_bytes: template.snapshot.disk_bytes(),
+        created_at_ms: manifest.created_at_ms,
+    }
+}
+
+fn progress_wire(progress: Progress) -> Result<wire::TemplateProgress, Status> {
+    use wire::template_progress::Progress as Kind;
+    let kind = match progress {
+        Progress::Line(line) => Kind::Line(line),
+        Progress::Done(template) => Kind::Template(template_wire(&template)),
+        Progress::Failed(error) => return Err(AgentError::Template(error).into()),
+    };
+    Ok(wire::TemplateProgress { progress: Some(kind) })
+}
+
+#[tonic::async_trait]
+impl Agent for AgentService {
+    async fn get_host(&self, _: Request<wire::GetHostRequest>) -> Result<Response<wire::Host>, Status> {
+        Ok(Response::new(self.parts.host.clone()))
+    }
+
+    type EnsureTemplateStream = Replies<wire::TemplateProgress>;
+
+    async fn ensure_template(
+        &self,
+        request: Request<wire::EnsureTemplateRequest>,
+    ) -> Result<Response<Self::EnsureTemplateStream>, Status> {
+        let name = request.into_inner().template;
+        let progress = self
+            .parts
+            .templates
+            .ensure(&name)
+            .ok_or(AgentError::TemplateNotFound(name))?;
+        let replies = WatchStream::new(progress).scan(false, |done, progress| {
+            let end = std::mem::replace(done, !matches!(progress, Progress::Line(_)));
+            futures::future::ready((!end).then(|| progress_wire(progress)))
+        });
+        Ok(Response::new(Box::pin(replies)))
+    }
+
+    async fn list_templates(
+        &self,
+        _: Request<wire::ListTemplatesRequest>,
+    ) -> Result<Response<wire::ListTemplatesReply>, Status> {
+        let templates = self.parts.templates.list().iter().map(|template| template_wire(template)).collect();
+        Ok(Response::new(wire::ListTemplatesReply { templates }))
+    }
+
+    async fn restore(
+        &self,
+        request: Request<wire::RestoreRequest>,
+    ) -> Result<Response<wire::Capsule>, Status> {
+        let handle = self.restore_handle(request.into_inner())?;
+        match timeout(RESTORE_DEADLINE, handle.started()).await {
+            Ok(started) => started?,
+            Err(_) => {
+                handle.destroy().await;
+                return Err(Status::deadline_exceeded("the restore took too long and was given up"));
+            }
+        }
+        Ok(Response::new(handle.wire(None)))
+    }
+
+    async fn claim(&self, request: Request<wire::ClaimRequest>) -> Result<Response<wire::Capsule>, Status> {
+        let request = request.into_inner();
+        if !request.env.is_empty() {
+            return Err(AgentError::Invalid {
+                field: "env",
+                reason: "a parked capsule has its environment already; restore one with it".to_owned(),
+            }
+            .into());
+        }
+        let handle = self.capsule(&request.capsule_id)?;
+        let guest = handle.claim().await?;
+        // Sets the clock, which stood still, and shows that the guest is well.
+        guest.health().await.map_err(AgentError::from)?;
+        Ok(Response::new(handle.wire(None)))
+    }
+
+    async fn destroy(
+        &self,
+        request: Request<wire::DestroyRequest>,
+    ) -> Result<Response<wire::DestroyReply>, Status> {
+        match self.capsule(&request.into_inner().capsule_id) {
+            Ok(handle) => handle.destroy().await,
+            Err(AgentError::CapsuleNotFound) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(Response::new(wire::DestroyReply {}))
+    }
+
+    async fn get_capsule(
+        &self,
+        request: Request<wire::GetCapsuleRequest>,
+    ) -> Result<Response<wire::Capsule>, Status> {
+        let request = request.into_inner();
+        let handle = self.capsule(&request.capsule_id)?;
+        let measured = if request.usage { Some(handle.measure().await) } else { None };
+        Ok(Response::new(handle.wire(measured)))
+    }
+
+    async fn list_capsules(
+        &self,
+        _: Request<wire::ListCapsulesRequest>,
+    ) -> Result<Response<wire::ListCapsulesReply>, Status> {
+        let capsules = self.parts.registry.list().iter().map(|handle| handle.wire(None)).collect();
+        Ok(Response::new(wire::ListCapsulesReply { capsules }))
+    }
+
+    type WatchHostStream = Replies<wire::Capsule>;
+
+    async fn watch_host(
+        &self,
+        _: Request<wire::WatchHostRequest>,
+    ) -> Result<Response<Self::WatchHostStream>, Status> {
+        let (capsules, changes) = self.parts.registry.watch();
+        let changes = BroadcastStream::new(changes).map(|change| {
+            change.map_err(|BroadcastStreamRecvError::Lagged(missed)| {
+                Status::data_loss(format!("{missed} changes were missed; watch again"))
+            })
+        });
+        let stop = self.parts.shutdown.token();
+        let replies = stream::iter(capsules.into_iter().map(Ok))
+            .chain(changes)
+            .take_until(async move { stop.cancelled().await });
+        Ok(Response::new(Box::pin(replies)))
+    }
+
+    type ExecStream = Replies<ExecEvent>;
+
+    async fn exec(&self, request: Request<wire::ExecCall>) -> Result<Response<Self::ExecStream>, Status> {
+        let call = request.into_inner();
+        let handle = self.capsule(&call.capsule_id)?;
+        let request = call.request.ok_or_else(|| Status::invalid_argument("request: missing"))?;
+        let guest = handle.guest().await?;
+        let events = guest.exec(request).await.map_err(AgentError::from)?;
+        Ok(Response::new(until_end(&handle, events)))
+    }
+
+    type ExecuteStream = Replies<wire::ExecuteEvent>;
+
+    async fn execute(
+        &self,
+        request: Request<wire::ExecuteCall>,
+    ) -> Result<Response<Self::ExecuteStream>, Status> {
+        let start = Instant::now();
+        let call = request.into_inner();
+        let handle = self.capsule(&call.capsule_id)?;
+        let request = call.request.ok_or_else(|| Status::invalid_argument("request: missing"))?;
+        let guest = handle.guest().await?;
+        let resume_us = start.elapsed().as_micros() as u64;
+        let events = guest.execute(request).await.map_err(AgentError::from)?;
+        let timings = wire::ExecuteEvent {
+            event: Some(wire::execute_event::Event::Timings(wire::ExecuteTimings { resume_us })),
+        };
+        let events = until_end(&handle, events).map(|event| {
+            event.map(|run| wire::ExecuteEvent { event: Some(wire::execute_event::Event::Run(run)) })
+        });
+        Ok(Response::new(Box::pin(stream::once(async { Ok(timings) }).chain(events))))
+    }
+
+    async fn evict_image(
+        &self,
+        request: Request<wire::EvictImageRequest>,
+    ) -> Result<Response<wire::EvictImageReply>, Status> {
+        let name = request.into_inner().template;
+        let template =
+            self.parts.templates.get(&name).ok_or(AgentError::TemplateNotFound(name))?;
+        let key = &template.snapshot.manifest.key;
+        let bytes = self.parts.images.evict(key);
+        self.parts.templates.parking.clear(key);
+        Ok(Response::new(wire::EvictImageReply { bytes }))
+    }
+}
+
+/// The guest's events until they end, or until the capsule does: a dead capsule's stream says so at once.
+fn until_end<T: Send + 'static>(handle: &Handle, events: tonic::Streaming<T>) -> Replies<T> {
+    let mut state = handle.watch();
+    let ended = async move {
+        match state.wait_for(|state| state.is_end()).await {
+            Ok(state) => Status::unavailable(format!("the capsule is {}", *state)),
+            Err(_) => Status::unavailable("the capsule is gone"),
+        }
+    };
+    let events = events.map(|event| {
+        event.map_err(|status| Status::unavailable(format!("the guest's stream broke: {}", status.message())))
+    });
+    // The death of the capsule also breaks the guest's stream; whichever is seen first, the stream ends with one error.
+    let ended = stream::once(async move { Err(ended.await) });
+    Box::pin(stream::unfold(
+        (Box::pin(events), Box::pin(ended), false),
+        |(mut events, mut ended, done)| async move {
+            if done {
+                return None;
+            }
+            tokio::select! {
+                // Output that has arrived is delivered before the end is told.
+                biased;
+                event = events.next() => event.map(|event| {
+                    let failed = event.is_err();
+                    (event, (events, ended, failed))
+                }),
+                end = ended.next() => end.map(|end| (end, (events, ended, true))),
+            }
+        },
+    ))
+}

@@ -1,0 +1,213 @@
+//! The client of envd: dialled from inside the capsule's network namespace, so that a capsule without egress has a
+//! control path and no other process of the host can reach it.
+
+use crate::{network::netns::Netns, vmm::machine::GuestNetwork};
+use hearth_proto::{
+    metadata,
+    wire::{
+        envd::{
+            ActivateReply, ActivateRequest, HealthReply, HealthRequest, PrepareRequest,
+            envd_client::EnvdClient,
+        },
+        process::{ExecEvent, ExecRequest},
+        run::{RunEvent, RunRequest},
+    },
+};
+use hyper_util::rt::TokioIo;
+use std::{
+    io,
+    net::{SocketAddr, TcpStream},
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::{net::TcpSocket, time::timeout};
+use tonic::{
+    Code, Request, Status, Streaming,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint, Uri},
+};
+use tower::service_fn;
+
+/// A guest that was just restored answers within some tens of milliseconds; software emulation on a busy host within
+/// a few seconds.
+const ACTIVATE_DEADLINE: Duration = Duration::from_secs(20);
+/// Starting and warming Python takes 6 s under software emulation.
+const PREPARE_DEADLINE: Duration = Duration::from_secs(240);
+const HEALTH_DEADLINE: Duration = Duration::from_secs(5);
+/// One attempt to connect; a running guest takes 2 ms, under software emulation on a busy host some hundred.
+const DIAL_DEADLINE: Duration = Duration::from_millis(700);
+const DIAL_ATTEMPTS: usize = 8;
+/// A message of ours: outputs come in chunks, results and artifacts are at most some MiB each.
+const MESSAGE_BYTES_MAX: usize = 48 << 20;
+const WINDOW_BYTES: u32 = 4 << 20;
+
+/// Why a guest did not do as told.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// It answered with an error.
+    #[error("the guest refused: {}", .0.message())]
+    Refused(Status),
+    /// No answer in time.
+    #[error("the guest did not answer `{0}` in time")]
+    Deadline(&'static str),
+    /// It cannot be dialled.
+    #[error("the guest cannot be reached: {0}")]
+    Unreachable(String),
+    /// The host has no randomness to give.
+    #[error("no randomness from the host: {0}")]
+    Randomness(String),
+}
+
+impl From<Status> for GuestError {
+    fn from(status: Status) -> Self {
+        match status.code() {
+            Code::Unavailable | Code::Unknown => Self::Unreachable(hearth_service::telemetry::chain(&status)),
+            _ => Self::Refused(status),
+        }
+    }
+}
+
+/// Who the guest is to be.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Host name: the capsule's id.
+    pub hostname: String,
+    /// Default environment of what runs in it.
+    pub env: std::collections::HashMap<String, String>,
+}
+
+/// A connection to one guest's envd. Clones share it; it dials again by itself.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    client: EnvdClient<InterceptedService<Channel, Credentials>>,
+    credentials: Credentials,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Credentials {
+    token: Arc<Mutex<Option<MetadataValue<Ascii>>>>,
+}
+
+impl Interceptor for Credentials {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let token = self.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(token) = token {
+            request.metadata_mut().insert(metadata::TOKEN, token);
+        }
+        request.metadata_mut().insert(metadata::REALTIME_NS, MetadataValue::from(realtime_ns()));
+        Ok(request)
+    }
+}
+
+/// The host's clock in nanoseconds since the epoch.
+fn realtime_ns() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
+}
+
+fn random<const N: usize>() -> Result<[u8; N], GuestError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| GuestError::Randomness(error.to_string()))?;
+    Ok(bytes)
+}
+
+/// Connects, with a fresh attempt when the guest lets one pass: TCP itself would repeat it only after a second, and a
+/// booting guest answers nothing at first.
+async fn dial(netns: Arc<Netns>) -> io::Result<TokioIo<tokio::net::TcpStream>> {
+    let mut last = io::Error::from(io::ErrorKind::TimedOut);
+    for _ in 0..DIAL_ATTEMPTS {
+        match timeout(DIAL_DEADLINE, dial_once(netns.clone())).await {
+            Ok(Ok(stream)) => return Ok(TokioIo::new(stream)),
+            Ok(Err(error)) => last = error,
+            Err(_) => {}
+        }
+    }
+    Err(last)
+}
+
+async fn dial_once(netns: Arc<Netns>) -> io::Result<tokio::net::TcpStream> {
+    let socket = tokio::task::spawn_blocking(move || {
+        netns.inside(|| {
+            use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            Ok(socket(AddressFamily::Inet, SockType::Stream, flags, None)?)
+        })
+    })
+    .await?
+    .map_err(io::Error::other)?;
+    let socket: OwnedFd = socket;
+    // Made a moment ago and not connected, as `from_std_stream` asks.
+    let socket = TcpSocket::from_std_stream(TcpStream::from(socket));
+    socket.set_nodelay(true)?;
+    let address = SocketAddr::from((GuestNetwork::GUEST, metadata::ENVD_PORT));
+    socket.connect(address).await
+}
+
+impl Guest {
+    /// A client of the guest in `netns`. Dials at the first call.
+    pub fn new(netns: Arc<Netns>) -> Self {
+        let channel = Endpoint::from_static("http://envd.hearth")
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .connect_with_connector_lazy(service_fn(move |_: Uri| dial(netns.clone())));
+        let credentials = Credentials::default();
+        let client = EnvdClient::with_interceptor(channel, credentials.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        Self { client, credentials }
+    }
+
+    /// Makes a restored (or freshly booted) guest somebody of its own: entropy, clock, identity, token, thaw, PRNGs.
+    /// Until this succeeds the guest serves nothing.
+    pub async fn activate(&self, identity: Identity, rehearse: bool) -> Result<ActivateReply, GuestError> {
+        let token = hex::encode(random::<32>()?);
+        let request = ActivateRequest {
+            entropy: random::<64>()?.to_vec(),
+            realtime_ns: realtime_ns(),
+            hostname: identity.hostname,
+            machine_id: hex::encode(random::<16>()?),
+            token: token.clone(),
+            env: identity.env,
+            rehearse,
+        };
+        let mut client = self.client.clone();
+        let reply = within("Activate", ACTIVATE_DEADLINE, client.activate(request)).await?;
+        let value = MetadataValue::try_from(token).map_err(|error| GuestError::Randomness(error.to_string()))?;
+        *self.credentials.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+        Ok(reply)
+    }
+
+    /// Warms the contexts and freezes the guest for a snapshot.
+    pub async fn prepare(&self, languages: Vec<String>) -> Result<(), GuestError> {
+        let mut client = self.client.clone();
+        within("Prepare", PREPARE_DEADLINE, client.prepare(PrepareRequest { languages })).await.map(drop)
+    }
+
+    /// Asks whether the guest is alive; sets its clock on the way.
+    pub async fn health(&self) -> Result<HealthReply, GuestError> {
+        let mut client = self.client.clone();
+        within("Health", HEALTH_DEADLINE, client.health(HealthRequest {})).await
+    }
+
+    /// Runs a program. Dropping the stream kills it.
+    pub async fn exec(&self, request: ExecRequest) -> Result<Streaming<ExecEvent>, GuestError> {
+        Ok(self.client.clone().exec(request).await?.into_inner())
+    }
+
+    /// Runs code. Dropping the stream interrupts it.
+    pub async fn execute(&self, request: RunRequest) -> Result<Streaming<RunEvent>, GuestError> {
+        Ok(self.client.clone().execute(request).await?.into_inner())
+    }
+}
+
+async fn within<T>(
+    what: &'static str,
+    deadline: Duration,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, GuestError> {
+    match timeout(deadline, call).await {
+        Ok(answer) => Ok(answer?.into_inner()),
+        Err(_) => Err(GuestError::Deadline(what)),
+    }
+}

@@ -1,0 +1,183 @@
+//! Building a template: boot once, warm up, freeze, snapshot, publish.
+
+use super::{
+    Progress, Templates,
+    recipe::{BootSet, Recipe},
+};
+use crate::{
+    disk::sparse,
+    guest::{Guest, GuestError, Identity},
+    memory::{
+        image::{BuildRam, ImageError},
+        layer::{self, LayerError},
+    },
+    snapshot::{
+        manifest::{self, Manifest, Platform},
+        store::{Draft, StoreError, name},
+    },
+    vmm::{
+        launch::{LaunchError, Vmm},
+        qemu,
+        qmp::QmpError,
+    },
+};
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+use tokio::{sync::watch, time};
+
+/// A kernel boots in 2 s under software emulation; a busy host may need many times that.
+const BOOT_DEADLINE: Duration = Duration::from_secs(120);
+/// Between two attempts to reach a booting guest: nothing announces that its network is up.
+const DIAL_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why a build failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// No memory to build in.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// No VMM.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// The VMM did not do as told.
+    #[error(transparent)]
+    Vmm(#[from] QmpError),
+    /// The guest does not come up; with the end of its console.
+    #[error("the guest did not come up: {reason}; its console ends: {console}")]
+    Boot {
+        /// The last answer.
+        reason: String,
+        /// The last lines.
+        console: String,
+    },
+    /// The guest did not do as told; with the end of its console.
+    #[error("{source}; the guest's console ends: {console}")]
+    Guest {
+        /// What it said.
+        source: GuestError,
+        /// The last lines.
+        console: String,
+    },
+    /// The snapshot could not be published.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Its memory could not be stored.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// A file failed.
+    #[error("{what}: {source}")]
+    File {
+        /// Which step.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+fn file(what: &'static str) -> impl Fn(io::Error) -> BuildError {
+    move |source| BuildError::File { what, source }
+}
+
+/// Builds and publishes the snapshot `key`.
+pub async fn build(
+    templates: &Arc<Templates>,
+    recipe: &Recipe,
+    boot: &BootSet,
+    platform: &Platform,
+    key: &str,
+    progress: &watch::Sender<Progress>,
+) -> Result<(), BuildError> {
+    let start = Instant::now();
+    let say = |text: &str| {
+        let line = format!("[{:5.1} s] {text}", start.elapsed().as_secs_f32());
+        tracing::info!(template = recipe.name, "{line}");
+        progress.send_replace(Progress::Line(line));
+    };
+    say(&format!("reserving {} MiB of memory", recipe.size.memory_mb));
+    let uid = templates.launcher.reserve()?;
+    let (images, user, bytes) = (templates.images.clone(), uid.id(), recipe.size.ram_bytes());
+    let ram = tokio::task::spawn_blocking(move || images.reserve_build(user, bytes))
+        .await
+        .map_err(|error| file("reserving memory")(io::Error::other(error)))??;
+    say("booting the guest");
+    let vmm = templates.launcher.boot(&boot.files, recipe.size, uid, &ram).await?;
+    let guest = Guest::new(vmm.netns.clone());
+    come_up(&vmm, &guest).await?;
+    say(&format!("guest is up; starting and warming {}", recipe.languages.join(", ")));
+    if let Err(source) = guest.prepare(recipe.languages.clone()).await {
+        return Err(BuildError::Guest { source, console: vmm.console_log() });
+    }
+    say("contexts are warm and frozen; saving the device state");
+    let draft = templates.store.draft()?;
+    qemu::stop(&vmm.qmp).await?;
+    let device = File::create(draft.path(name::DEVICE)).map_err(file("the device state"))?;
+    qemu::save(&vmm.qmp, &device).await?;
+    say("compressing memory");
+    let manifest = Manifest {
+        version: manifest::VERSION,
+        key: key.to_owned(),
+        template: recipe.name.to_owned(),
+        languages: recipe.languages.clone(),
+        size: recipe.size,
+        platform: platform.clone(),
+        rootfs_sha256: boot.rootfs_sha256.clone(),
+        created_at_ms: now_ms(),
+        memory_bytes: 0,
+        device_xxh3: 0,
+        device_bytes: 0,
+        upper_bytes: 0,
+    };
+    let memory_bytes = tokio::task::spawn_blocking(move || publish(draft, manifest, vmm, &ram))
+        .await
+        .map_err(|error| file("publishing")(io::Error::other(error)))??;
+    say(&format!("published {key}: {} MiB of memory stored", memory_bytes >> 20));
+    Ok(())
+}
+
+/// Waits until envd answers, and activates it.
+async fn come_up(vmm: &Vmm, guest: &Guest) -> Result<(), BuildError> {
+    let deadline = Instant::now() + BOOT_DEADLINE;
+    loop {
+        let identity = Identity { hostname: "template".to_owned(), env: HashMap::new() };
+        let reason = match guest.activate(identity, false).await {
+            Ok(_) => return Ok(()),
+            Err(GuestError::Unreachable(reason)) => reason,
+            Err(source) => return Err(BuildError::Guest { source, console: vmm.console_log() }),
+        };
+        if !vmm.is_alive() {
+            let reason = format!("the VMM ended {}", vmm.log());
+            return Err(BuildError::Boot { reason, console: vmm.console_log() });
+        }
+        if deadline < Instant::now() {
+            return Err(BuildError::Boot { reason, console: vmm.console_log() });
+        }
+        time::sleep(DIAL_PAUSE).await;
+    }
+}
+
+/// The blocking part: disk, memory, manifest. Returns the bytes of the memory layer.
+fn publish(draft: Draft, mut manifest: Manifest, vmm: Vmm, ram: &BuildRam) -> Result<u64, BuildError> {
+    // vCPUs stand still and the block layer was drained by the stop: memory and disk are of one instant.
+    sparse::copy(&vmm.upper(), &draft.path(name::UPPER)).map_err(file("the writable layer"))?;
+    let memory = File::open(ram.path()).map_err(file("guest memory"))?;
+    let out = File::create_new(draft.path(name::MEMORY)).map_err(file("the memory layer"))?;
+    manifest.memory_bytes = layer::write(&memory, manifest.size.ram_bytes(), &out)?.bytes;
+    drop(vmm);
+    let device = fs::read(draft.path(name::DEVICE)).map_err(file("the device state"))?;
+    manifest.device_bytes = device.len() as u64;
+    manifest.device_xxh3 = xxhash_rust::xxh3::xxh3_64(&device);
+    let upper = fs::metadata(draft.path(name::UPPER)).map_err(file("the writable layer"))?;
+    manifest.upper_bytes = upper.len();
+    draft.publish(&manifest)?;
+    Ok(manifest.memory_bytes)
+}
+
+/// Milliseconds since the epoch.
+pub fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}

@@ -1,0 +1,13 @@
+//! The virtual machine monitor: one process per capsule, jailed, controlled over QMP.
+//!
+//! ```text
+//!  Parked (spawned, image mapped, pager serving) ──load──▶ Loaded (stopped) ──resume──▶ running ──stop──▶ stopped
+//!  Booted (template builds)                     ──stop, save──▶ device state
+//! ```
+
+pub mod jail;
+pub mod launch;
+pub mod machine;
+pub mod process;
+pub mod qemu;
+pub mod qmp;

@@ -1,0 +1,505 @@
+//! Starting VMMs: everything a VMM is bound to, as one guard.
+
+use super::{
+    jail::{Bind, Jail},
+    machine::{BootFiles, Size},
+    process::{Process, Program},
+    qemu::{self, Purpose, fd, path},
+    qmp::{Qmp, QmpError},
+};
+use crate::{
+    capsule::ledger::{self, ProcessRecord, Record},
+    config::Layout,
+    disk::sparse,
+    engine::Engine,
+    memory::{
+        image::{BuildRam, Image},
+        stats::Stats,
+    },
+    network::netns::{Netns, NetworkError},
+    reaper::{Reaper, Remains},
+    snapshot::store::{Snapshot, name},
+};
+use hearth_proto::id::CapsuleId;
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs::{self, File, OpenOptions},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{PermissionsExt, chown},
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+/// Spawn to greeting takes 12–40 ms; a busy host may need much longer.
+const GREETING_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Lines of a log that an error shows.
+const LOG_LINES: usize = 8;
+
+/// Why a VMM could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// A step on the host failed.
+    #[error("{what}: {source}")]
+    Host {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// No network namespace.
+    #[error("the capsule's network: {0}")]
+    Network(#[from] NetworkError),
+    /// The VMM started but does not talk; with the end of its log.
+    #[error("the VMM did not start: {source}; its log ends: {log}")]
+    Silent {
+        /// What the control socket said.
+        source: QmpError,
+        /// The log's end.
+        log: String,
+    },
+    /// All user ids are taken.
+    #[error("all {0} capsule slots are taken")]
+    NoSlot(usize),
+}
+
+fn host(what: &'static str) -> impl Fn(io::Error) -> LaunchError {
+    move |source| LaunchError::Host { what, source }
+}
+
+/// Starts VMMs. One exists per agent.
+#[derive(Debug)]
+pub struct Launcher {
+    /// The engine of this host.
+    pub engine: Engine,
+    /// Where things are.
+    pub layout: Layout,
+    /// Takes over what is left of VMMs.
+    pub reaper: Reaper,
+    preload: PathBuf,
+    helper: PathBuf,
+    boot_id: String,
+    uffd: File,
+    uids: Arc<Uids>,
+    next: AtomicU64,
+}
+
+/// User ids of VMMs, each used by one at a time.
+#[derive(Debug)]
+struct Uids {
+    pager: u32,
+    count: usize,
+    free: Mutex<BTreeSet<u32>>,
+}
+
+/// A user id, given back when dropped.
+#[derive(Debug)]
+pub struct UidLease {
+    uid: u32,
+    uids: Arc<Uids>,
+}
+
+impl UidLease {
+    /// The user id.
+    pub fn id(&self) -> u32 {
+        self.uid
+    }
+}
+
+impl Drop for UidLease {
+    fn drop(&mut self) {
+        self.uids.free.lock().unwrap_or_else(PoisonError::into_inner).insert(self.uid);
+    }
+}
+
+/// A VMM and all it is bound to. Dropping it kills it; the reaper does the rest.
+#[derive(Debug)]
+pub struct Vmm {
+    /// Control connection.
+    pub qmp: Qmp,
+    /// Its namespace, where its guest is dialled.
+    pub netns: Arc<Netns>,
+    /// The VMM's process.
+    pub process: Arc<Process>,
+    /// Its pager's process; none while a template is built.
+    pub pager: Option<Arc<Process>>,
+    folder: PathBuf,
+    uid: Option<UidLease>,
+    image: Option<Arc<Image>>,
+    record: Record,
+    reaper: Reaper,
+}
+
+impl Launcher {
+    /// A launcher. `helper` is our own program, which has the `pager` command; the preload library is beside it.
+    pub fn new(
+        engine: Engine,
+        layout: Layout,
+        reaper: Reaper,
+        helper: PathBuf,
+        uids: (u32, usize),
+    ) -> Result<Self, LaunchError> {
+        let preload = helper.with_file_name("libhearth_preload.so");
+        File::open(&preload).map_err(host("libhearth_preload.so, which belongs beside the hearth program"))?;
+        for folder in [layout.vmms(), layout.jail()] {
+            fs::create_dir_all(&folder).map_err(host("the agent's folder"))?;
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o711)).map_err(host("the agent's folder"))?;
+        }
+        let uffd = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/userfaultfd")
+            .map_err(host("/dev/userfaultfd (Linux 6.1 or newer)"))?;
+        let boot_id = ledger::boot_id().map_err(host("the host's boot id"))?;
+        let (base, count) = uids;
+        let free = (base..).take(count).collect();
+        let uids = Arc::new(Uids { pager: base - 1, count, free: Mutex::new(free) });
+        Ok(Self { engine, layout, reaper, preload, helper, boot_id, uffd, uids, next: AtomicU64::new(0) })
+    }
+
+    fn lease_uid(&self) -> Result<UidLease, LaunchError> {
+        let uid = self.uids.free.lock().unwrap_or_else(PoisonError::into_inner).pop_first();
+        let uid = uid.ok_or(LaunchError::NoSlot(self.uids.count))?;
+        Ok(UidLease { uid, uids: self.uids.clone() })
+    }
+
+    /// Reserves a user id for a template build, before its RAM is made.
+    pub fn reserve(&self) -> Result<UidLease, LaunchError> {
+        self.lease_uid()
+    }
+
+    /// Boots a kernel with real shared RAM, for a template build.
+    pub async fn boot(
+        self: &Arc<Self>,
+        files: &BootFiles,
+        size: Size,
+        uid: UidLease,
+        ram: &BuildRam,
+    ) -> Result<Vmm, LaunchError> {
+        let binds = vec![
+            bind(&files.kernel, path::KERNEL, false),
+            bind(&files.initramfs, path::INITRAMFS, false),
+            bind(ram.path(), path::MEMORY, true),
+        ];
+        let start = Start { size, purpose: Purpose::Boot { clock: qemu::clock_options(self.engine.accelerator, self.engine.tsc_khz) }, binds, pager: None, snapshot: None };
+        self.start(start, uid, files.rootfs.clone(), files.upper.clone()).await
+    }
+
+    /// Starts a VMM that waits for the device state of `snapshot`: image mapped, pager serving, disks and tap bound.
+    pub async fn park(
+        self: &Arc<Self>,
+        snapshot: &Snapshot,
+        rootfs: &Path,
+        image: Arc<Image>,
+    ) -> Result<Vmm, LaunchError> {
+        let binds =
+            vec![bind(image.path(), path::MEMORY, false), bind(&self.preload, path::PRELOAD, false)];
+        let start = Start {
+            size: snapshot.manifest.size,
+            purpose: Purpose::Restore,
+            binds,
+            pager: Some((image, snapshot.path(name::MEMORY))),
+            snapshot: Some(snapshot.manifest.key.clone()),
+        };
+        let uid = self.lease_uid()?;
+        self.start(start, uid, rootfs.to_owned(), snapshot.path(name::UPPER)).await
+    }
+
+    async fn start(
+        self: &Arc<Self>,
+        start: Start,
+        uid: UidLease,
+        rootfs: PathBuf,
+        upper: PathBuf,
+    ) -> Result<Vmm, LaunchError> {
+        let launcher = self.clone();
+        let size = start.size;
+        // Forks, namespaces and file copies: some milliseconds of blocking calls.
+        let prepared = tokio::task::spawn_blocking(move || launcher.spawn(start, uid, &rootfs, &upper))
+            .await
+            .map_err(|error| host("starting a VMM")(io::Error::other(error)))??;
+        let Spawned { folder, processes, netns, uid, image, record } = prepared;
+        // From here a failure undoes itself by the guard.
+        let mut remains = Undo { reaper: &self.reaper, remains: Some(Remains { processes, folder, uid: Some(uid), image }) };
+        let folder = remains.folder();
+        let qmp = match Qmp::connect(&folder.join("qmp.sock"), GREETING_DEADLINE).await {
+            Ok(qmp) => qmp,
+            Err(source) => return Err(LaunchError::Silent { source, log: log_end(&folder) }),
+        };
+        if let Err(source) = qemu::prepare(&qmp).await {
+            return Err(LaunchError::Silent { source, log: log_end(&folder) });
+        }
+        tracing::debug!(vmm = %folder.display(), memory_mb = size.memory_mb, "vmm started");
+        let Some(Remains { processes, folder, uid, image }) = remains.remains.take() else {
+            return Err(host("starting a VMM")(io::Error::other("its remains are gone")));
+        };
+        let mut processes = processes.into_iter();
+        let process = processes.next().ok_or_else(|| host("starting a VMM")(io::Error::other("no process")))?;
+        Ok(Vmm {
+            qmp,
+            netns: Arc::new(netns),
+            process,
+            pager: processes.next(),
+            folder,
+            uid,
+            image,
+            record,
+            reaper: self.reaper.clone(),
+        })
+    }
+
+    /// The blocking part: folder, disk, network, pager, VMM, record.
+    fn spawn(
+        &self,
+        start: Start,
+        uid: UidLease,
+        rootfs: &Path,
+        upper: &Path,
+    ) -> Result<Spawned, LaunchError> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let vmm_name = format!("{}{}-{number}", self.layout.mark(), std::process::id());
+        let folder = Folder::create(self.layout.vmms().join(format!("{}-{number}", std::process::id())))?;
+        let disk = folder.0.join("upper.img");
+        sparse::copy(upper, &disk).map_err(host("copying the writable layer"))?;
+        chown(&disk, Some(uid.uid), Some(uid.uid)).map_err(host("the writable layer"))?;
+        let (netns, tap) = Netns::create()?;
+        let listener = UnixListener::bind(folder.0.join("qmp.sock")).map_err(host("the control socket"))?;
+        let console = folder.0.join("console.log");
+        let mut binds = start.binds;
+        if start.pager.is_none() {
+            File::create_new(&console).map_err(host("the console's log"))?;
+            chown(&console, Some(uid.uid), Some(uid.uid)).map_err(host("the console's log"))?;
+            binds.push(bind(&console, path::CONSOLE, true));
+        }
+        let mut processes = Vec::new();
+        let mut fds = vec![(OwnedFd::from(listener), fd::QMP), (tap, fd::TAP)];
+        let mut env: Vec<(&'static str, OsString)> = Vec::new();
+        let mut image = None;
+        if let Some((of, layer)) = start.pager {
+            let (ours, theirs) = UnixStream::pair().map_err(host("the pager's socket"))?;
+            processes.push(self.spawn_pager(&folder.0, &layer, of.path(), theirs)?);
+            fds.push((self.uffd.try_clone().map_err(host("/dev/userfaultfd"))?.into(), fd::UFFD));
+            fds.push((OwnedFd::from(ours), fd::PAGER));
+            env = vec![
+                ("LD_PRELOAD", path::PRELOAD.into()),
+                ("HEARTH_IMAGE", path::MEMORY.into()),
+                ("HEARTH_UFFD_FD", fd::UFFD.to_string().into()),
+                ("HEARTH_PAGER_FD", fd::PAGER.to_string().into()),
+            ];
+            image = Some(of);
+        }
+        binds.push(bind(rootfs, path::ROOTFS, false));
+        binds.push(bind(&disk, path::UPPER, true));
+        if Path::new("/dev/kvm").exists() && self.engine.accelerator == crate::engine::Accelerator::Kvm {
+            binds.push(bind(Path::new("/dev/kvm"), "/dev/kvm", true));
+        }
+        let network = netns.descriptor().map_err(host("the network namespace"))?;
+        let jail = Jail { mount_point: self.layout.jail(), uid: uid.uid, network, binds };
+        let program = Program {
+            path: self.engine.program.clone(),
+            args: qemu::arguments(&vmm_name, start.size, self.engine.accelerator, &start.purpose),
+            env,
+            stdin: None,
+            log: log_file(&folder.0.join("vmm.log"))?,
+            fds,
+            jail: Some(jail),
+        };
+        match Process::spawn(program) {
+            Ok(vmm) => processes.insert(0, Arc::new(vmm)),
+            Err(source) => {
+                self.reaper.bury(Remains { processes, folder: folder.keep(), uid: Some(uid), image });
+                return Err(host("starting the VMM in its jail")(source));
+            }
+        }
+        let records = processes.iter().map(|process| ProcessRecord::from(&**process)).collect();
+        let record = Record::new(self.boot_id.clone(), records, uid.uid, start.snapshot);
+        let folder = folder.keep();
+        let spawned = Spawned { folder, processes, netns, uid, image, record };
+        if let Err(source) = ledger::write(&spawned.folder, &spawned.record) {
+            let Spawned { processes, folder, uid, image, .. } = spawned;
+            self.reaper.bury(Remains { processes, folder, uid: Some(uid), image });
+            return Err(host("the VMM's record")(source));
+        }
+        Ok(spawned)
+    }
+
+    fn spawn_pager(
+        &self,
+        folder: &Path,
+        layer: &Path,
+        image: &Path,
+        socket: UnixStream,
+    ) -> Result<Arc<Process>, LaunchError> {
+        let stats = folder.join("pager.stats");
+        let args = [
+            OsString::from("pager"),
+            "--layer".into(),
+            layer.into(),
+            "--image".into(),
+            image.into(),
+            "--stats".into(),
+            stats.into(),
+            "--uid".into(),
+            self.uids.pager.to_string().into(),
+        ];
+        let program = Program {
+            path: self.helper.clone(),
+            args: args.to_vec(),
+            env: Vec::new(),
+            stdin: Some(socket.into()),
+            log: log_file(&folder.join("pager.log"))?,
+            fds: Vec::new(),
+            jail: None,
+        };
+        Process::spawn(program).map(Arc::new).map_err(host("starting the pager"))
+    }
+}
+
+struct Start {
+    size: Size,
+    purpose: Purpose,
+    binds: Vec<Bind>,
+    pager: Option<(Arc<Image>, PathBuf)>,
+    snapshot: Option<String>,
+}
+
+struct Spawned {
+    folder: PathBuf,
+    processes: Vec<Arc<Process>>,
+    netns: Netns,
+    uid: UidLease,
+    image: Option<Arc<Image>>,
+    record: Record,
+}
+
+/// Hands remains to the reaper unless they were taken out.
+struct Undo<'a> {
+    reaper: &'a Reaper,
+    remains: Option<Remains>,
+}
+
+impl Undo<'_> {
+    fn folder(&self) -> PathBuf {
+        self.remains.as_ref().map(|remains| remains.folder.clone()).unwrap_or_default()
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if let Some(remains) = self.remains.take() {
+            self.reaper.bury(remains);
+        }
+    }
+}
+
+/// A VMM's folder, removed when dropped before it is kept.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn create(path: PathBuf) -> Result<Self, LaunchError> {
+        fs::create_dir(&path).map_err(host("the VMM's folder"))?;
+        Ok(Self(path))
+    }
+
+    fn keep(self) -> PathBuf {
+        let path = self.0.clone();
+        std::mem::forget(self);
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(folder = %self.0.display(), %error, "a VMM's folder is left for the next start's sweep");
+        }
+    }
+}
+
+impl Vmm {
+    /// Notes on disk which capsule the VMM runs.
+    pub fn assign(&mut self, capsule: CapsuleId) -> io::Result<()> {
+        self.record.capsule = Some(capsule);
+        ledger::write(&self.folder, &self.record)
+    }
+
+    /// What its pager did so far.
+    pub fn pager_stats(&self) -> io::Result<Stats> {
+        Stats::read(&self.folder.join("pager.stats"))
+    }
+
+    /// Path of its writable layer.
+    pub fn upper(&self) -> PathBuf {
+        self.folder.join("upper.img")
+    }
+
+    /// The end of what the pager wrote to its log.
+    pub fn pager_log(&self) -> String {
+        end_of(&self.folder.join("pager.log"))
+    }
+
+    /// The end of what the VMM wrote to its log.
+    pub fn log(&self) -> String {
+        log_end(&self.folder)
+    }
+
+    /// The end of a build's console; empty for a restored VMM, whose console is asked over QMP.
+    pub fn console_log(&self) -> String {
+        end_of(&self.folder.join("console.log"))
+    }
+
+    /// Whether VMM and pager are alive, without waiting.
+    pub fn is_alive(&self) -> bool {
+        use futures::FutureExt;
+        let ended = |process: &Process| process.exited().now_or_never().is_some();
+        !ended(&self.process) && !self.pager.as_deref().is_some_and(ended)
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        let mut processes = vec![self.process.clone()];
+        processes.extend(self.pager.clone());
+        // At once, so that a guest does not run on while the reaper is busy; the reaper kills again and reports.
+        for process in &processes {
+            let _ = process.kill();
+        }
+        self.reaper.bury(Remains {
+            processes,
+            folder: std::mem::take(&mut self.folder),
+            uid: self.uid.take(),
+            image: self.image.take(),
+        });
+    }
+}
+
+fn bind(source: &Path, target: &str, writable: bool) -> Bind {
+    Bind { source: source.to_owned(), target: PathBuf::from(target), writable }
+}
+
+fn log_file(path: &Path) -> Result<File, LaunchError> {
+    OpenOptions::new().append(true).create(true).open(path).map_err(host("a log file"))
+}
+
+fn log_end(folder: &Path) -> String {
+    end_of(&folder.join("vmm.log"))
+}
+
+/// The last part of a log, on one line.
+fn end_of(path: &Path) -> String {
+    let text = fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let lines: Vec<&str> =
+        text.lines().rev().filter(|line| !line.trim().is_empty()).take(LOG_LINES).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
+}

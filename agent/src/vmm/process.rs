@@ -1,0 +1,236 @@
+//! Programs on the host: spawned into a jail, watched by pidfd, killed and reaped.
+//!
+//! A process is known by its pidfd from the moment it is spawned: no signal can meet another process that got the
+//! same pid. There is no parent-death signal: VMMs and pagers outlive the agent; the ledger finds them again.
+
+#![expect(unsafe_code, reason = "fork, namespaces and mounts between fork and exec; pidfds")]
+
+use super::jail::{Jail, Prepared};
+use std::{
+    ffi::{CStr, OsString},
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::process::CommandExt,
+    },
+    path::PathBuf,
+    process::{Command, Stdio},
+    ptr,
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Inherited descriptors are moved out of the way of their targets first.
+const FD_ASIDE: RawFd = 64;
+/// Open files that a VMM or pager may have.
+const OPEN_FILES_MAX: u64 = 1024;
+
+/// What to start.
+#[derive(Debug)]
+pub struct Program {
+    /// Absolute path, in the jail if there is one.
+    pub path: PathBuf,
+    /// Arguments.
+    pub args: Vec<OsString>,
+    /// The whole environment.
+    pub env: Vec<(&'static str, OsString)>,
+    /// Standard input; nothing when absent.
+    pub stdin: Option<OwnedFd>,
+    /// Standard output and error.
+    pub log: File,
+    /// Descriptors to inherit and the numbers they get (3 to 63).
+    pub fds: Vec<(OwnedFd, RawFd)>,
+    /// Where it is confined.
+    pub jail: Option<Jail>,
+}
+
+/// A child process, or one adopted by its pid.
+#[derive(Debug)]
+pub struct Process {
+    pid: i32,
+    start_ticks: u64,
+    pidfd: AsyncFd<OwnedFd>,
+}
+
+impl Process {
+    /// Starts a program. Blocks for the time of a fork; call it where that is allowed, inside a tokio runtime.
+    pub fn spawn(program: Program) -> io::Result<Self> {
+        let Program { path, args, env, stdin, log, fds, jail } = program;
+        let mut command = Command::new(path);
+        command.args(args).env_clear().envs(env);
+        command.stdin(stdin.map_or_else(Stdio::null, Stdio::from));
+        command.stderr(log.try_clone()?).stdout(log);
+        let jail = jail.map(Jail::prepare).transpose()?;
+        // SAFETY: the closure runs in the forked child of a process with threads: it makes system calls on memory that
+        // was allocated before the fork, and allocates nothing.
+        unsafe {
+            command.pre_exec(move || {
+                detach()?;
+                if let Some(jail) = &jail {
+                    confine(jail)?;
+                }
+                for (fd, target) in &fds {
+                    inherit(fd.as_raw_fd(), *target)?;
+                }
+                Ok(())
+            });
+        }
+        // Dropping the handle neither kills nor waits; both go by the pidfd.
+        let child = command.spawn()?;
+        Self::open(child.id() as i32)
+    }
+
+    /// Takes hold of a running process.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        // SAFETY: pidfd_open(2) takes two integers.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, libc::PIDFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a descriptor that the kernel has just made for us.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+        // SAFETY: `fd` is owned by the value that is registered and keeps its descriptor for life.
+        let pidfd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? };
+        Ok(Self { pid, start_ticks: start_ticks(pid)?, pidfd })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// When it started, in clock ticks since boot: with the pid and the boot id it names the process for good.
+    pub fn start_ticks(&self) -> u64 {
+        self.start_ticks
+    }
+
+    /// Resolves when the process has ended. Cancel safe; may be called again.
+    pub async fn exited(&self) -> io::Result<()> {
+        // The readiness is kept: an ended process stays readable.
+        self.pidfd.readable().await?.retain_ready();
+        Ok(())
+    }
+
+    /// Sends SIGKILL. A process that has ended is no error.
+    pub fn kill(&self) -> io::Result<()> {
+        // SAFETY: pidfd_send_signal(2) with a live pidfd and no signal information.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.pidfd.as_raw_fd(),
+                libc::SIGKILL,
+                ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+        match sent {
+            0 => Ok(()),
+            _ => match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+                error => Err(error),
+            },
+        }
+    }
+
+    /// Removes an ended child from the process table and says how it ended. `None` when it is not our child.
+    pub fn reap(&self) -> Option<String> {
+        use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+        match waitid(Id::PIDFd(self.pidfd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
+            Ok(WaitStatus::Exited(_, code)) => Some(format!("exit status {code}")),
+            Ok(WaitStatus::Signaled(_, signal, _)) => Some(format!("signal {signal}")),
+            Ok(_) | Err(_) => None,
+        }
+    }
+}
+
+/// Clock ticks between boot and the start of a process: field 22 of /proc/PID/stat, proc(5).
+pub fn start_ticks(pid: i32) -> io::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after_name = stat.rfind(')').map_or("", |at| &stat[at + 1..]);
+    after_name
+        .split_ascii_whitespace()
+        .nth(19)
+        .and_then(|field| field.parse().ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat has no start time"))
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Own session (a terminal's Ctrl-C does not reach it), no core dumps, few files.
+fn detach() -> io::Result<()> {
+    // SAFETY: plain system calls on live values.
+    unsafe {
+        check(libc::setsid())?;
+        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        check(libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
+        let files = libc::rlimit { rlim_cur: OPEN_FILES_MAX, rlim_max: OPEN_FILES_MAX };
+        check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files))
+    }
+}
+
+fn inherit(fd: RawFd, target: RawFd) -> io::Result<()> {
+    // SAFETY: descriptors are integers; `fd` is alive, `target` is ours to take.
+    unsafe {
+        let aside = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, FD_ASIDE);
+        check(aside)?;
+        check(libc::dup2(aside, target))
+    }
+}
+
+const TMPFS: &CStr = c"tmpfs";
+const DOT: &CStr = c".";
+
+/// Moves the calling process into its jail. Runs between fork and exec.
+fn confine(jail: &Prepared) -> io::Result<()> {
+    let root = jail.mount_point.as_ptr();
+    // SAFETY: system calls on C strings and descriptors prepared before the fork.
+    unsafe {
+        check(libc::setns(jail.network.as_raw_fd(), libc::CLONE_NEWNET))?;
+        check(libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS))?;
+        check(libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), libc::MS_REC | libc::MS_PRIVATE, ptr::null()))?;
+        check(libc::mount(
+            TMPFS.as_ptr(),
+            root,
+            TMPFS.as_ptr(),
+            libc::MS_NOSUID,
+            c"size=64k,nr_inodes=64,mode=0755".as_ptr().cast(),
+        ))?;
+        check(libc::chdir(root))?;
+        check(libc::mkdir(c"dev".as_ptr(), 0o755))?;
+        check(libc::mkdir(c"etc".as_ptr(), 0o755))?;
+        check(libc::symlink(c"usr/lib".as_ptr(), c"lib".as_ptr()))?;
+        check(libc::symlink(c"usr/lib64".as_ptr(), c"lib64".as_ptr()))?;
+    }
+    for bind in &jail.binds {
+        let target = bind.target.as_ptr();
+        // SAFETY: as above.
+        unsafe {
+            if bind.is_folder {
+                check(libc::mkdir(target, 0o755))?;
+            } else {
+                let file = libc::open(target, libc::O_CREAT | libc::O_CLOEXEC, 0o644);
+                check(file)?;
+                libc::close(file);
+            }
+            check(libc::mount(bind.source.as_ptr(), target, ptr::null(), libc::MS_BIND, ptr::null()))?;
+            if !bind.writable {
+                let flags = libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY | libc::MS_NOSUID;
+                check(libc::mount(ptr::null(), target, ptr::null(), flags, ptr::null()))?;
+            }
+        }
+    }
+    // SAFETY: as above. pivot_root(2) allows "." twice: the old root is then on top of the new one, and detached.
+    unsafe {
+        check(libc::syscall(libc::SYS_pivot_root, DOT.as_ptr(), DOT.as_ptr()) as libc::c_int)?;
+        check(libc::umount2(DOT.as_ptr(), libc::MNT_DETACH))?;
+        check(libc::chdir(c"/".as_ptr()))?;
+        let flags = libc::MS_REMOUNT | libc::MS_RDONLY | libc::MS_NOSUID;
+        check(libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), flags, ptr::null()))?;
+        check(libc::setgroups(0, ptr::null()))?;
+        check(libc::setresgid(jail.uid, jail.uid, jail.uid))?;
+        check(libc::setresuid(jail.uid, jail.uid, jail.uid))?;
+        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    }
+}

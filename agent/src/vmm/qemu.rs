@@ -1,0 +1,251 @@
+//! QEMU's command line, and the order of its QMP commands.
+
+use super::{
+    machine::{GuestNetwork, Size},
+    qmp::{Event, Qmp, QmpError},
+};
+use crate::engine::Accelerator;
+use serde_json::json;
+use std::{ffi::OsString, fs::File, os::fd::OwnedFd, time::Duration};
+
+/// Saving or loading the device state (60 KiB) takes milliseconds.
+const MIGRATION_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Paths inside the jail.
+pub mod path {
+    /// Read-only root filesystem.
+    pub const ROOTFS: &str = "/rootfs";
+    /// The capsule's writable layer.
+    pub const UPPER: &str = "/upper";
+    /// Guest memory: the shared image, or a build's own RAM file.
+    pub const MEMORY: &str = "/memory";
+    /// Kernel (builds only).
+    pub const KERNEL: &str = "/kernel";
+    /// Initial RAM disk (builds only).
+    pub const INITRAMFS: &str = "/initramfs";
+    /// Where a build's console goes.
+    pub const CONSOLE: &str = "/console.log";
+    /// The preload library.
+    pub const PRELOAD: &str = "/preload.so";
+}
+
+/// Descriptors that QEMU inherits.
+pub mod fd {
+    /// Listening QMP socket.
+    pub const QMP: i32 = 10;
+    /// The tap.
+    pub const TAP: i32 = 11;
+    /// `/dev/userfaultfd`, for the preload library.
+    pub const UFFD: i32 = 12;
+    /// Socket to the pager, for the preload library.
+    pub const PAGER: i32 = 13;
+}
+
+/// What a QEMU process is started for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Purpose {
+    /// Boot a kernel, for a template build.
+    Boot {
+        /// What the kernel is told of its clock.
+        clock: String,
+    },
+    /// Wait for a snapshot's device state.
+    Restore,
+}
+
+/// QEMU's CPU model. Part of the snapshot's key. `la57=off` keeps page walks at four levels.
+pub fn cpu_model(accelerator: Accelerator) -> &'static str {
+    match accelerator {
+        Accelerator::Kvm => "host",
+        Accelerator::Tcg => "max,la57=off",
+    }
+}
+
+/// The guest's kernel command line; `clock` is what it is told of its clock (see [`clock_options`]).
+fn kernel_command_line(clock: &str) -> String {
+    format!(
+        "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t mitigations=off init_on_alloc=0 nowatchdog \
+         transparent_hugepage=never cpuidle.off=1 rcupdate.rcu_normal_after_boot=1 {clock} \
+         hearth.ip={}/{} hearth.gw={}",
+        GuestNetwork::GUEST,
+        GuestNetwork::PREFIX,
+        GuestNetwork::HOST,
+    )
+}
+
+/// What the guest's kernel is told of its clock. Under software emulation it reads the host's time stamp counter and
+/// cannot find its rate out by itself (see `engine::tsc`).
+pub fn clock_options(accelerator: Accelerator, tsc_khz: u64) -> String {
+    match accelerator {
+        Accelerator::Kvm => String::new(),
+        Accelerator::Tcg => format!("tsc=reliable no_timer_check tsc_early_khz={tsc_khz}"),
+    }
+}
+
+/// The command line. Device order and options are part of the snapshot's key: they must be the same when a snapshot is
+/// made and when it is restored.
+pub fn arguments(name: &str, size: Size, accelerator: Accelerator, purpose: &Purpose) -> Vec<OsString> {
+    let memory = size.memory_mb;
+    let (accel, tap) = match accelerator {
+        Accelerator::Kvm => ("kvm", "tap,id=net0,fd=11"),
+        // One translation thread per vCPU; 64 MiB of translated code is more than any template needs.
+        Accelerator::Tcg => ("tcg,thread=multi,tb-size=64", "tap,id=net0,fd=11,vhost=off"),
+    };
+    // A ring of our own size for a guest that may flood it; a build's console is kept, to tell why a build failed.
+    let console = match purpose {
+        Purpose::Boot { .. } => format!("ringbuf,id=console,size=65536,logfile={}", path::CONSOLE),
+        Purpose::Restore => "ringbuf,id=console,size=65536".to_owned(),
+    };
+    let mac = GuestNetwork::mac_text(GuestNetwork::GUEST_MAC);
+    let mut args: Vec<String> = [
+        "-name",
+        name,
+        "-nodefaults",
+        "-no-user-config",
+        "-nographic",
+        "-no-reboot",
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        "-accel",
+        accel,
+        "-cpu",
+        cpu_model(accelerator),
+        "-smp",
+        &size.vcpus.to_string(),
+        "-m",
+        &format!("{memory}M"),
+        "-object",
+        // QEMU is told share=on in both cases: else its saved state would hold all of RAM.
+        &format!(
+            "memory-backend-file,id=ram,size={memory}M,mem-path={},share=on,prealloc=off,merge=off,dump=off",
+            path::MEMORY
+        ),
+        "-M",
+        "microvm,memory-backend=ram,x-option-roms=off,isa-serial=on,rtc=on,acpi=on",
+        "-chardev",
+        "socket,id=qmp,fd=10,server=on,wait=off",
+        "-mon",
+        "chardev=qmp,mode=control",
+        "-chardev",
+        &console,
+        "-serial",
+        "chardev:console",
+        "-drive",
+        &format!("id=rootfs,file={},if=none,format=raw,readonly=on,file.locking=off", path::ROOTFS),
+        "-device",
+        "virtio-blk-device,drive=rootfs",
+        "-drive",
+        // Flushes are not passed on: the layer lives as long as the memory it belongs to; a snapshot syncs it.
+        &format!(
+            "id=upper,file={},if=none,format=raw,cache=unsafe,discard=unmap,file.locking=off",
+            path::UPPER
+        ),
+        "-device",
+        "virtio-blk-device,drive=upper",
+        "-netdev",
+        tap,
+        "-device",
+        &format!("virtio-net-device,netdev=net0,mac={mac}"),
+        "-object",
+        "rng-random,id=rng,filename=/dev/urandom",
+        "-device",
+        "virtio-rng-device,rng=rng",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    match purpose {
+        Purpose::Boot { clock } => args.extend(
+            ["-kernel", path::KERNEL, "-initrd", path::INITRAMFS, "-append", &kernel_command_line(clock)]
+                .map(str::to_owned),
+        ),
+        Purpose::Restore => args.extend(["-S", "-incoming", "defer"].map(str::to_owned)),
+    }
+    args.into_iter().map(OsString::from).collect()
+}
+
+/// Prepares a fresh QEMU for saving or loading: RAM stays out of the state, progress comes as events.
+pub async fn prepare(qmp: &Qmp) -> Result<(), QmpError> {
+    let on = |name: &str| json!({ "capability": name, "state": true });
+    qmp.call("migrate-set-capabilities", json!({ "capabilities": [on("x-ignore-shared"), on("events")] }))
+        .await
+        .map(drop)
+}
+
+/// Saves the device state of a stopped machine into `state`.
+pub async fn save(qmp: &Qmp, state: &File) -> Result<(), QmpError> {
+    let fd = state.try_clone().map_err(|error| QmpError::Protocol(error.to_string()))?;
+    let mut events = qmp.events();
+    // The default bandwidth limit would only slow 60 KiB down.
+    qmp.call("migrate-set-parameters", json!({ "max-bandwidth": 1u64 << 40 })).await?;
+    qmp.give("state", OwnedFd::from(fd)).await?;
+    qmp.call("migrate", json!({ "uri": "fd:state" })).await?;
+    migrated(events.wait("migrate", MIGRATION_DEADLINE, migration_end).await?, "migrate")
+}
+
+/// Loads a device state into a machine that waits for one; it stays stopped.
+pub async fn load(qmp: &Qmp, state: File) -> Result<(), QmpError> {
+    let mut events = qmp.events();
+    qmp.give("state", OwnedFd::from(state)).await?;
+    qmp.call("migrate-incoming", json!({ "uri": "fd:state" })).await?;
+    migrated(events.wait("migrate-incoming", MIGRATION_DEADLINE, migration_end).await?, "migrate-incoming")
+}
+
+fn migration_end(event: &Event) -> Option<bool> {
+    if event.name != "MIGRATION" {
+        return None;
+    }
+    match event.data.get("status").and_then(serde_json::Value::as_str) {
+        Some("completed") => Some(true),
+        Some("failed" | "cancelled") => Some(false),
+        _ => None,
+    }
+}
+
+fn migrated(ok: bool, command: &str) -> Result<(), QmpError> {
+    if ok {
+        return Ok(());
+    }
+    Err(QmpError::Refused { command: command.to_owned(), reason: "the device state does not fit".to_owned() })
+}
+
+/// Lets the vCPUs run.
+pub async fn resume(qmp: &Qmp) -> Result<(), QmpError> {
+    qmp.call("cont", json!({})).await.map(drop)
+}
+
+/// Stops the vCPUs; returns once they stand still.
+pub async fn stop(qmp: &Qmp) -> Result<(), QmpError> {
+    qmp.call("stop", json!({})).await.map(drop)
+}
+
+/// The end of what the guest wrote to its console.
+pub async fn console(qmp: &Qmp) -> Result<String, QmpError> {
+    let text = qmp.call("ringbuf-read", json!({ "device": "console", "size": 65_536 })).await?;
+    Ok(text.as_str().unwrap_or_default().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boot_and_restore_differ_only_in_where_the_machine_comes_from() {
+        let size = Size { vcpus: 1, memory_mb: 512 };
+        let boot = arguments("x", size, Accelerator::Tcg, &Purpose::Boot { clock: String::new() });
+        let restore = arguments("x", size, Accelerator::Tcg, &Purpose::Restore);
+        let devices = |args: &[OsString]| {
+            let text = format!("{args:?}").replace(",logfile=/console.log", "");
+            text.split("\"-kernel\"").next().and_then(|text| text.split("\"-S\"").next()).map(str::to_owned)
+        };
+        assert_eq!(devices(&boot), devices(&restore));
+    }
+
+    #[test]
+    fn the_sandbox_is_on_and_the_state_leaves_ram_out() {
+        let size = Size { vcpus: 2, memory_mb: 512 };
+        let text = format!("{:?}", arguments("x", size, Accelerator::Kvm, &Purpose::Restore));
+        for part in ["spawn=deny", "share=on", "file=/rootfs,if=none,format=raw,readonly=on"] {
+            assert!(text.contains(part), "{part}");
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The roles, each as a process of its own.
+
+use crate::args::{AgentArgs, GatewayArgs, PoolManagerArgs};
+use anyhow::Context;
+use hearth_agent::agent::Agent;
+use hearth_gateway::Gateway;
+use hearth_pool_manager::PoolManager;
+use hearth_service::shutdown::{self, Shutdown};
+use std::{process::ExitCode, time::Duration};
+
+/// Requests under way may take this long at shutdown.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// Runs the agent until a signal.
+pub async fn agent(args: AgentArgs) -> anyhow::Result<ExitCode> {
+    args.log.start();
+    hearth_service::metrics::install().context("the metrics registry")?;
+    let helper = std::env::current_exe().context("the program's own path")?;
+    let agent = Agent::start(args.agent, &args.place.dir, &args.place.cache, helper).await?;
+    println!("{}", agent.endpoint());
+    shutdown::signal().await.context("waiting for a signal")?;
+    agent.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs pool-manager until a signal, or until one of its tasks ends.
+pub async fn pool_manager(args: PoolManagerArgs) -> anyhow::Result<ExitCode> {
+    args.log.start();
+    hearth_service::metrics::install().context("the metrics registry")?;
+    let shutdown = Shutdown::new();
+    let running = PoolManager::start(args.config, shutdown.clone()).await?;
+    println!("{}", running.endpoint());
+    shutdown::signal().await.context("waiting for a signal")?;
+    Ok(finished(shutdown.finish(GRACE).await))
+}
+
+/// Runs the gateway until a signal.
+pub async fn gateway(args: GatewayArgs) -> anyhow::Result<ExitCode> {
+    args.log.start();
+    let shutdown = Shutdown::new();
+    let running = Gateway::start(args.config, shutdown.clone()).await?;
+    println!("http://{}", running.address());
+    shutdown::signal().await.context("waiting for a signal")?;
+    Ok(finished(shutdown.finish(GRACE).await))
+}
+
+fn finished(in_time: bool) -> ExitCode {
+    if !in_time {
+        tracing::warn!("requests were still open at the end of the grace period");
+    }
+    ExitCode::SUCCESS
+}
