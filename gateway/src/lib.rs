@@ -1,1 +1,32 @@
-//! Placeholder.
+//! Hearth's public HTTP API: keys, validation, and the way from a request to a capsule and back.
+//!
+//! ```text
+//! client ──▶ server ──▶ middleware ──▶ auth ──▶ v1 (read, check) ──▶ ops ──▶ upstream ──▶ pool-manager, agents
+//! ```
+//!
+//! `v1` only translates: it reads a request, calls one function of `ops` and shapes the answer. `ops` knows no HTTP
+//! body, `upstream` is the only place that speaks gRPC, `store` the only one that speaks SQL. All state beside Postgres
+//! is a cache or bounded in memory: keys that were looked up, channels to agents, answers kept by idempotency key.
+
+#![forbid(unsafe_code)]
+
+mod app;
+mod auth;
+mod config;
+mod error;
+mod gauges;
+mod idempotency;
+mod json;
+mod middleware;
+mod ops;
+mod router;
+mod server;
+mod store;
+mod upstream;
+mod v1;
+
+pub use app::GatewayError;
+pub use auth::first_key::FirstKeyError;
+pub use config::{Config, DatabaseUrl};
+pub use server::{Gateway, Running};
+pub use store::StoreError;

@@ -1,0 +1,9 @@
+//! What the gateway can do, free of any HTTP body or wire format of the public API.
+
+pub(crate) mod capsules;
+pub(crate) mod collect;
+pub(crate) mod lease;
+pub(crate) mod one_shot;
+pub(crate) mod processes;
+pub(crate) mod run;
+pub(crate) mod stages;

@@ -1,0 +1,181 @@
+//! Start, serve, drain: the listener and its connections.
+
+use crate::{
+    app::{App, GatewayError, Shared},
+    auth::{
+        api_key::{self, Keys},
+        first_key,
+    },
+    config::Config,
+    gauges,
+    idempotency::Idempotency,
+    router,
+    store::Store,
+    upstream::{agents::Agents, pool::PoolManager},
+};
+use axum::Router;
+use hearth_service::shutdown::Shutdown;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+
+/// From a connection's start, or the answer before, to the end of a request's head. It bounds idle connections too, so
+/// it is longer than clients keep them.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// After a failed accept (no file descriptors left), so that the loop does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// After the grace, for telling those that still wait that it is over.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// The public HTTP API.
+pub struct Gateway;
+
+/// A gateway that serves. It stops with the [`Shutdown`] that it was started with.
+#[derive(Debug, Clone)]
+pub struct Running {
+    address: SocketAddr,
+    key_file: PathBuf,
+}
+
+impl Running {
+    /// The address that was bound: also the port when the settings said 0.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where the first API key of this data folder is kept. The file is missing when an operator took it away.
+    pub fn key_file(&self) -> &Path {
+        &self.key_file
+    }
+}
+
+impl Gateway {
+    /// Brings the schema up to date, makes the first API key when there is none, binds the address and serves until
+    /// `shutdown` begins; requests under way then have the settings' grace. All tasks run on `shutdown`'s tracker.
+    ///
+    /// pool-manager need not be there yet: `/ready` says so until it is.
+    ///
+    /// # Errors
+    /// Wrong settings (all faults at once), no database, a database of a newer Hearth, no usable key file, or an address
+    /// that cannot be bound.
+    pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, GatewayError> {
+        let faults = config.faults();
+        if !faults.is_empty() {
+            return Err(GatewayError::Config(faults));
+        }
+        let metrics =
+            hearth_service::metrics::install().map_err(|error| GatewayError::Metrics(Box::new(error)))?;
+        gauges::describe();
+        let pool = PoolManager::new(&config.pool_manager).map_err(GatewayError::Endpoint)?;
+        let store = Store::open(&config).await.map_err(GatewayError::Database)?;
+        hearth_migrations::run(store.pool()).await.map_err(GatewayError::Migrate)?;
+        first_key::ensure(&store, &config.data_dir).await.map_err(GatewayError::FirstKey)?;
+        let listen = |source| GatewayError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let running = Running {
+            address: listener.local_addr().map_err(listen)?,
+            key_file: first_key::path(&config.data_dir),
+        };
+        let app = App::new(Shared {
+            store,
+            keys: Keys::default(),
+            pool,
+            agents: Agents::new(config.agent_channels),
+            idempotency: Idempotency::default(),
+            permits: Arc::new(Semaphore::new(config.max_requests)),
+            metrics,
+            tasks: shutdown.tasks().clone(),
+            stop: shutdown.token(),
+            config,
+        });
+        let tasks = shutdown.tasks();
+        tasks.spawn(api_key::flush_uses(app.clone(), shutdown.token()));
+        tasks.spawn(gauges::run(app.clone(), shutdown.token()));
+        tasks.spawn(accept(app, listener, shutdown.clone()));
+        tracing::info!(http.address = %running.address, "the gateway listens");
+        Ok(running)
+    }
+}
+
+/// Accepts connections until shutdown begins.
+async fn accept(app: App, listener: TcpListener, shutdown: Shutdown) {
+    let router = router::routes(&app);
+    let grace = Duration::from_millis(app.config.grace_ms);
+    let connections = Arc::new(Semaphore::new(app.config.max_connections));
+    loop {
+        tokio::select! {
+            // Stop first: no new connection once shutdown has begun.
+            biased;
+            () = shutdown.begun() => return,
+            accepted = accept_one(&listener, &connections) => match accepted {
+                Ok((stream, permit)) => {
+                    let connection = serve(stream, router.clone(), shutdown.clone(), grace);
+                    shutdown.tasks().spawn(async move {
+                        connection.await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection was not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+}
+
+/// # Cancel safety
+/// Cancel safe: `accept` is, and a permit that was taken is given back.
+async fn accept_one(
+    listener: &TcpListener,
+    connections: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let permit = connections.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    // Answers are small and complete: waiting for more to send would only cost 40 ms.
+    stream.set_nodelay(true)?;
+    Ok((stream, permit))
+}
+
+/// Serves one connection. At shutdown an idle one is closed at once, a busy one after its request or the grace.
+async fn serve(stream: TcpStream, router: Router, shutdown: Shutdown, grace: Duration) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let served = tokio::select! {
+        // A connection that is done needs no shutdown.
+        biased;
+        served = connection.as_mut() => served,
+        () = shutdown.begun() => {
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(grace + LAST_WORDS, connection).await {
+                Ok(served) => served,
+                Err(_) => {
+                    tracing::warn!("a request was still under way after the grace period and is cut off");
+                    return;
+                }
+            }
+        }
+    };
+    if let Err(error) = served {
+        // Clients break connections all the time.
+        tracing::debug!(%error, "a connection ended with an error");
+    }
+}

@@ -1,0 +1,15 @@
+//! The gateway with a real Postgres and no pool-manager: everything that needs no capsule.
+
+#[path = "service/postgres.rs"]
+mod postgres;
+#[path = "service/testbed.rs"]
+mod testbed;
+
+#[path = "service/errors.rs"]
+mod errors;
+#[path = "service/keys.rs"]
+mod keys;
+#[path = "service/readiness.rs"]
+mod readiness;
+#[path = "service/validation.rs"]
+mod validation;
