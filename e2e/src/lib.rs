@@ -3,3 +3,4 @@
 pub mod agent;
 pub mod leftovers;
 pub mod process;
+pub mod service;

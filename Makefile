@@ -1,0 +1,116 @@
+# Hearth's commands. `make help` lists them. Everything can be repeated: what is there already is skipped.
+#
+# Cargo runs as you; images, capsules and tests need root and go through sudo when you are not.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export PATH := $(PATH):$(HOME)/.cargo/bin
+export HEARTH_CACHE ?= /var/cache/hearth
+export HEARTH_TEST_PYTHON ?= $(HEARTH_CACHE)/test-venv/bin/python
+
+comma := ,
+empty :=
+space := $(empty) $(empty)
+# Settings that must survive sudo.
+KEPT := $(sort $(filter HEARTH_%,$(.VARIABLES)) DATABASE_URL RUST_LOG CI CARGO_MANIFEST_DIR)
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=$(subst $(space),$(comma),$(KEPT)))
+# Cargo starts test programs with this in front.
+RUNNER := $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='$(SUDO)')
+
+# One profile for the demo, the tests and the benches, so that everything is compiled once.
+CARGO := cargo
+PROFILE := --release
+HEARTH := target/release/hearth
+# The guest daemon runs where there are no libraries, from the first instruction on.
+GUEST_FLAGS := -C target-feature=+crt-static -C relocation-model=static
+GUEST_TARGET := x86_64-unknown-linux-gnu
+
+SCRIPTS := setup .ci/run images/build $(wildcard images/*/recipe) images/code/customize images/code/smoke \
+	images/test/run images/test/guest
+
+say = printf '[make] %s\n' '$(1)'
+
+.PHONY: help
+help: ## what each command does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: demo
+demo: build images ## from a fresh clone to code answered by capsules; stops cleanly
+	@$(call say,running the demo)
+	@$(SUDO) $(HEARTH) demo
+
+.PHONY: up
+up: build images ## start Hearth in the foreground; prints URL, key and a curl line
+	@$(SUDO) $(HEARTH) up
+
+.PHONY: down
+down: ## stop a Hearth that runs in the background, and sweep
+	@$(SUDO) $(HEARTH) down
+
+.PHONY: doctor
+doctor: build ## what this machine has, what it lacks, how to get it
+	@$(SUDO) $(HEARTH) doctor
+
+.PHONY: setup
+setup: ## install the Debian packages and the Rust toolchain, if missing
+	@./setup
+
+.PHONY: build
+build: guest ## compile all programs (about ten minutes the first time)
+	@$(call say,compiling the programs)
+	@$(CARGO) build $(PROFILE) --workspace
+
+.PHONY: guest
+guest: setup
+	@$(call say,compiling the guest daemon)
+	@RUSTFLAGS='$(GUEST_FLAGS)' $(CARGO) build $(PROFILE) --package hearth-envd --target $(GUEST_TARGET) \
+		--target-dir target/guest
+
+.PHONY: images
+images: guest ## build kernel, initramfs, root filesystem (about four minutes the first time)
+	@$(SUDO) images/build --envd target/guest/$(GUEST_TARGET)/release/envd
+
+.PHONY: check
+check: lint ## format, lints, unit tests: a few minutes, no root
+	@$(call say,unit tests)
+	@$(CARGO) test $(PROFILE) --workspace --lib --bins
+
+.PHONY: lint
+lint: setup
+	@$(call say,format)
+	@$(CARGO) fmt --all --check
+	@$(call say,clippy)
+	@$(CARGO) clippy $(PROFILE) --workspace --all-targets -- -D warnings
+	@if command -v shellcheck >/dev/null; then shellcheck --external-sources $(SCRIPTS); \
+		else $(call say,shellcheck is not installed: scripts not checked); fi
+
+# Every tier runs, also after one that failed; the totals come last.
+.PHONY: test
+test: build images ## set-up as needed, then all tests, with totals
+	@./setup --test
+	@log=target/test.log; : >$$log; failed=; \
+	tier() { \
+		printf '[make] tests: %s\n' "$$1"; local name=$$1; shift; \
+		"$$@" 2>&1 | tee -a $$log || failed="$$failed $$name"; \
+	}; \
+	tier static make --no-print-directory lint; \
+	tier images $(SUDO) images/test/run; \
+	tier workspace env $(RUNNER) $(CARGO) test $(PROFILE) --workspace --exclude hearth-e2e --no-fail-fast; \
+	tier e2e env $(RUNNER) $(CARGO) test $(PROFILE) --package hearth-e2e --no-fail-fast -- --test-threads=1; \
+	awk '/test result: / { programs++; for (i = 2; i <= NF; i++) { \
+			if ($$i ~ /^passed/) passed += $$(i-1); if ($$i ~ /^failed/) broken += $$(i-1); \
+			if ($$i ~ /^ignored/) ignored += $$(i-1) } } \
+		END { printf "test totals: %d passed; %d failed; %d ignored; in %d programs\n", \
+			passed, broken, ignored, programs }' $$log; \
+	if [[ -n $$failed ]]; then echo "test result: FAILED in:$$failed"; exit 1; fi; \
+	echo 'test result: ok in all tiers (static, images, workspace, e2e)'
+
+.PHONY: bench
+bench: build images ## measure; writes target/bench.json
+	@$(SUDO) target/release/hearth-loadtest bench
+
+.PHONY: clean
+clean: ## remove what was compiled; images stay in $HEARTH_CACHE (images/build --prune)
+	@$(SUDO) rm -rf target

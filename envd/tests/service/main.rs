@@ -1,0 +1,9 @@
+//! The service binary on loopback, with real processes and control groups, in mount and host name namespaces of its
+//! own. Needs root and a cgroup v2 mount.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod activation;
+mod capsule;
+mod exec;
+mod limits;
