@@ -112,6 +112,9 @@ impl Postgres {
         if !cluster.join("PG_VERSION").exists() {
             initialise(&programs, &cluster, &user)?;
         }
+        if stop_leftover(dir).map_err(io_error("the database that an earlier Hearth left"))? {
+            tracing::warn!("stopped the private database that an earlier Hearth left running");
+        }
         let log_file = fs::File::options()
             .append(true)
             .create(true)

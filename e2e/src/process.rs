@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -32,8 +33,10 @@ impl Hearth {
     /// Starts `hearth ARGS…` with the data folder `dir`; output goes to a log in it.
     pub fn start(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Self> {
         fs::create_dir_all(dir)?;
-        let log = dir.join(format!("{}.log", args.first().unwrap_or(&"hearth")));
-        let file = File::options().append(true).create(true).open(&log)?;
+        static STARTED: AtomicUsize = AtomicUsize::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let log = dir.join(format!("{}-{number}.log", args.first().unwrap_or(&"hearth")));
+        let file = File::create(&log)?;
         let child = Command::new(program()?)
             .args(args)
             .env("HEARTH_DIR", dir)

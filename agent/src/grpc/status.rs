@@ -1,6 +1,6 @@
 //! `AgentError` → gRPC status: the only mapping. Messages are written for callers; causes go to the log.
 
-use crate::{error::AgentError, guest::GuestError};
+use crate::{error::AgentError, guest::GuestError, vmm::qmp::QmpError};
 use hearth_service::telemetry::chain;
 use tonic::{Code, Status};
 
@@ -17,9 +17,11 @@ impl From<AgentError> for Status {
                 Code::ResourceExhausted => return Status::resource_exhausted(status.message()),
                 _ => Code::Internal,
             },
-            AgentError::Ended(_) | AgentError::Stopping | AgentError::Guest(GuestError::Unreachable(_)) => {
-                Code::Unavailable
-            }
+            // A VMM without a control socket has died: the caller may try another capsule.
+            AgentError::Ended(_)
+            | AgentError::Stopping
+            | AgentError::Vmm(QmpError::Closed)
+            | AgentError::Guest(GuestError::Unreachable(_)) => Code::Unavailable,
             AgentError::Guest(GuestError::Deadline(_)) => Code::DeadlineExceeded,
             AgentError::Launch(_)
             | AgentError::Vmm(_)

@@ -23,6 +23,8 @@ pub(crate) struct Collected {
     pub(crate) error: Option<RunError>,
     pub(crate) artifacts: Vec<Artifact>,
     pub(crate) execution_count: u32,
+    /// The context lost its state before this run.
+    pub(crate) fresh_kernel: bool,
     pub(crate) truncated: Truncated,
     /// Time inside the guest.
     pub(crate) run_us: u64,
@@ -140,6 +142,7 @@ impl Collector {
             error: self.error,
             artifacts: self.artifacts,
             execution_count: end.execution_count,
+            fresh_kernel: end.fresh_kernel,
             truncated,
             run_us: end.run_us,
         })

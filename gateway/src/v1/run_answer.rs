@@ -77,10 +77,13 @@ impl RunAnswer {
             error,
             artifacts,
             execution_count,
+            fresh_kernel,
             truncated,
             run_us,
         } = answer.collected;
         let own = answer.source == Source::Own;
+        // A capsule of the caller's whose context lost its state is told like a new one.
+        let kept = own && !fresh_kernel;
         Self {
             id: answer.id,
             status,
@@ -91,7 +94,7 @@ impl RunAnswer {
             execution_count,
             artifacts: artifacts.into_iter().map(artifact).collect(),
             truncated: truncated.any().then_some(truncated),
-            capsule: CapsuleBody { id: answer.capsule, state: if own { "reused" } else { "new" } },
+            capsule: CapsuleBody { id: answer.capsule, state: if kept { "reused" } else { "new" } },
             timings: Timings {
                 total_ms: millis(scope.started.elapsed()),
                 claim_ms: millis(answer.claim),
