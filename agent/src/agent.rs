@@ -91,7 +91,12 @@ pub struct Agent {
 impl Agent {
     /// Sweeps what an earlier agent left and starts. `helper` is the program that has the `pager` and `kvm-probe`
     /// commands and lies beside `libhearth_preload.so`.
-    pub async fn start(config: AgentConfig, dir: &Path, cache: &Path, helper: PathBuf) -> Result<Self, StartError> {
+    pub async fn start(
+        config: AgentConfig,
+        dir: &Path,
+        cache: &Path,
+        helper: PathBuf,
+    ) -> Result<Self, StartError> {
         config.check(dir)?;
         let layout = Layout::new(dir, cache);
         fs::create_dir_all(layout.agent()).map_err(host("the agent's folder"))?;
@@ -115,8 +120,7 @@ impl Agent {
         let shutdown = Shutdown::new();
         let parking = Parking::start(launcher.clone(), images.clone(), config.parked, shutdown.token());
         let registry = Arc::new(Registry::new(config.max_capsules));
-        let templates =
-            Arc::new(Templates::new(store, images.clone(), launcher, parking, config));
+        let templates = Arc::new(Templates::new(store, images.clone(), launcher, parking, config));
         let parts = Arc::new(Parts { registry, templates, images, host: host_facts, shutdown });
         let stop_server = CancellationToken::new();
         let stopped = stop_server.clone();

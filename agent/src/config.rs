@@ -163,7 +163,9 @@ mod tests {
             uid_base: 0,
         };
         let text = config.check(Path::new("relative")).unwrap_err().to_string();
-        for name in ["MEMORY_MB", "VCPUS", "IMAGE_BUDGET_MB", "PARKED", "MAX_CAPSULES", "UID_BASE", "HEARTH_DIR"] {
+        for name in
+            ["MEMORY_MB", "VCPUS", "IMAGE_BUDGET_MB", "PARKED", "MAX_CAPSULES", "UID_BASE", "HEARTH_DIR"]
+        {
             assert!(text.contains(name), "{name} in {text}");
         }
     }

@@ -65,7 +65,9 @@ pub const TCG_WARNING: &str = "software emulation (TCG): for development and tru
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// QEMU is not there, or does not start.
-    #[error("{program} cannot be run ({source}); install it: apt-get install --no-install-recommends qemu-system-x86")]
+    #[error(
+        "{program} cannot be run ({source}); install it: apt-get install --no-install-recommends qemu-system-x86"
+    )]
     Program {
         /// What was tried.
         program: PathBuf,

@@ -173,7 +173,8 @@ impl Guest {
         };
         let mut client = self.client.clone();
         let reply = within("Activate", ACTIVATE_DEADLINE, client.activate(request)).await?;
-        let value = MetadataValue::try_from(token).map_err(|error| GuestError::Randomness(error.to_string()))?;
+        let value =
+            MetadataValue::try_from(token).map_err(|error| GuestError::Randomness(error.to_string()))?;
         *self.credentials.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
         Ok(reply)
     }

@@ -85,15 +85,7 @@ impl Templates {
         parking: Parking,
         config: AgentConfig,
     ) -> Self {
-        Self {
-            store,
-            images,
-            launcher,
-            parking,
-            config,
-            ready: Mutex::default(),
-            building: Mutex::default(),
-        }
+        Self { store, images, launcher, parking, config, ready: Mutex::default(), building: Mutex::default() }
     }
 
     /// A template that was ensured before.
@@ -175,7 +167,9 @@ impl Templates {
     ) -> Result<Option<Arc<Template>>, String> {
         let (store, owned) = (self.store.clone(), key.to_owned());
         let opened: Result<Option<Snapshot>, StoreError> =
-            tokio::task::spawn_blocking(move || store.get(&owned)).await.map_err(|error| error.to_string())?;
+            tokio::task::spawn_blocking(move || store.get(&owned))
+                .await
+                .map_err(|error| error.to_string())?;
         let Some(snapshot) = opened.map_err(|error| hearth_service::telemetry::chain(&error))? else {
             return Ok(None);
         };

@@ -41,7 +41,12 @@ impl Client {
     }
 
     /// Sends a request and returns the JSON of a success.
-    pub async fn call(&self, method: reqwest::Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+    pub async fn call(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Value> {
         let mut request =
             self.http.request(method, format!("{}{path}", self.url)).header("X-API-Key", &self.key);
         let mut limit = SLACK;
@@ -67,7 +72,8 @@ impl Client {
             return Ok(value);
         }
         let error = value.get("error");
-        let part = |name: &str| error.and_then(|error| error.get(name)).and_then(Value::as_str).unwrap_or("?");
+        let part =
+            |name: &str| error.and_then(|error| error.get(name)).and_then(Value::as_str).unwrap_or("?");
         bail!("{} ({})", part("message"), part("code"))
     }
 

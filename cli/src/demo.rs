@@ -21,7 +21,8 @@ const OUT: &str = "out";
 /// Runs per row of the table.
 const RUNS: usize = 5;
 
-const HELLO: &str = "import platform, sys\nprint('Python', sys.version.split()[0], 'on Linux', platform.release())";
+const HELLO: &str =
+    "import platform, sys\nprint('Python', sys.version.split()[0], 'on Linux', platform.release())";
 const TABLE: &str = "import pandas as pd\n\
     pd.DataFrame({'n': range(1, 6)}).assign(square=lambda t: t.n**2, cube=lambda t: t.n**3)";
 const ERROR: &str = "def half(x):\n    return 1 / x\nhalf(0)";
@@ -113,9 +114,9 @@ async fn timings(client: &Client, dir: &Path) -> anyhow::Result<()> {
     let context = measure(client, &format!("/v1/capsules/{id}/execute"), &code, None).await;
     client.call(reqwest::Method::DELETE, &format!("/v1/capsules/{id}"), None).await?;
     let context = context?;
-    let mut pool = PoolManagerClient::new(hearth_service::socket::channel(&hearth_service::socket::endpoint(
-        &dir.join("pool.sock"),
-    ))?);
+    let mut pool = PoolManagerClient::new(hearth_service::socket::channel(
+        &hearth_service::socket::endpoint(&dir.join("pool.sock")),
+    )?);
     filled(&mut pool, 2).await?;
     let warm = measure(client, "/v1/execute", &code, Some(("warm", &mut pool))).await?;
     pool.set_pool(SetPoolRequest { template: "code".to_owned(), target: 0 }).await?;
@@ -158,10 +159,7 @@ async fn measure(client: &Client, path: &str, body: &Value, mut pool: Pool<'_>) 
 }
 
 /// Waits until the pool has capsules parked.
-async fn filled(
-    pool: &mut PoolManagerClient<tonic::transport::Channel>,
-    count: u32,
-) -> anyhow::Result<()> {
+async fn filled(pool: &mut PoolManagerClient<tonic::transport::Channel>, count: u32) -> anyhow::Result<()> {
     let start = Instant::now();
     loop {
         let status = pool.get_status(hearth_proto::wire::pool::GetStatusRequest {}).await?.into_inner();

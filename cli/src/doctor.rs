@@ -107,7 +107,8 @@ fn engine(args: &DoctorArgs) -> Finding {
     match Engine::choose(&args.qemu, EngineChoice::Auto, &prober) {
         Err(error) => Finding::new(Grade::Bad, "engine", error.to_string()),
         Ok(engine) => {
-            let text = format!("QEMU {} with {}: {}", engine.version, engine.accelerator.as_str(), engine.reason);
+            let text =
+                format!("QEMU {} with {}: {}", engine.version, engine.accelerator.as_str(), engine.reason);
             match engine.accelerator {
                 Accelerator::Kvm => Finding::new(Grade::Good, "engine", text),
                 Accelerator::Tcg => Finding::new(Grade::Warn, "engine", format!("{text}; {TCG_WARNING}")),
@@ -186,7 +187,11 @@ fn memory() -> Finding {
         2048..4096 => Grade::Warn,
         _ => Grade::Good,
     };
-    Finding::new(grade, "memory", format!("{free} of {total} MiB available (4096 for a start, 2048 at least)"))
+    Finding::new(
+        grade,
+        "memory",
+        format!("{free} of {total} MiB available (4096 for a start, 2048 at least)"),
+    )
 }
 
 fn disk(name: &'static str, path: &Path, needed: u64) -> Finding {
@@ -206,9 +211,11 @@ fn disk(name: &'static str, path: &Path, needed: u64) -> Finding {
 fn open_files() -> Finding {
     use nix::sys::resource::{Resource, getrlimit};
     match getrlimit(Resource::RLIMIT_NOFILE) {
-        Ok((soft, _)) if soft < 4096 => {
-            Finding::new(Grade::Warn, "open files", format!("the limit is {soft}: `ulimit -n 65536` for many capsules"))
-        }
+        Ok((soft, _)) if soft < 4096 => Finding::new(
+            Grade::Warn,
+            "open files",
+            format!("the limit is {soft}: `ulimit -n 65536` for many capsules"),
+        ),
         Ok((soft, _)) => Finding::new(Grade::Good, "open files", format!("the limit is {soft}")),
         Err(error) => Finding::new(Grade::Warn, "open files", error.to_string()),
     }

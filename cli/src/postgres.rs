@@ -123,7 +123,14 @@ impl Postgres {
         let child = as_user(&programs.join("postgres"), &user)
             .arg("-D")
             .arg(&cluster)
-            .args(["-c", "listen_addresses=", "-c", "unix_socket_permissions=0700", "-c", "max_connections=50"])
+            .args([
+                "-c",
+                "listen_addresses=",
+                "-c",
+                "unix_socket_permissions=0700",
+                "-c",
+                "max_connections=50",
+            ])
             .args(["-c", "shared_buffers=32MB", "-c", "fsync=on", "-k"])
             .arg(&sockets)
             .stdin(Stdio::null())

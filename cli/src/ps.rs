@@ -11,7 +11,10 @@ pub async fn ps(args: PsArgs) -> anyhow::Result<ExitCode> {
         println!("{capsules:#}");
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{:28}  {:10}  {:10}  {:>5}  {:>7}  CREATED", "CAPSULE", "STATUS", "TEMPLATE", "VCPUS", "MEMORY");
+    println!(
+        "{:28}  {:10}  {:10}  {:>5}  {:>7}  CREATED",
+        "CAPSULE", "STATUS", "TEMPLATE", "VCPUS", "MEMORY"
+    );
     for capsule in capsules.as_array().into_iter().flatten() {
         let text = |name: &str| capsule.get(name).and_then(Value::as_str).unwrap_or("-");
         let number = |name: &str| capsule.get(name).and_then(Value::as_u64).unwrap_or(0);

@@ -53,8 +53,9 @@ impl Service {
         let helper = std::env::current_exe().context("the program's own path")?;
         let agent = Agent::start(args.agent, &dir, &args.place.cache, helper).await?;
         let (pool, gateway) = (Shutdown::new(), Shutdown::new());
-        let mut config =
-            hearth_gateway::Config::from_env().map_err(|text| anyhow::anyhow!(text)).context("the gateway")?;
+        let mut config = hearth_gateway::Config::from_env()
+            .map_err(|text| anyhow::anyhow!(text))
+            .context("the gateway")?;
         config.listen = args.gateway.listen;
         config.database_url =
             Some(url.parse().map_err(|text: &str| anyhow::anyhow!("DATABASE_URL: {text}"))?);
@@ -62,8 +63,7 @@ impl Service {
         config.pool_manager = hearth_service::socket::endpoint(&dir.join("pool.sock"));
         // The gateway brings the schema up to date, which pool-manager needs.
         let running = Gateway::start(config, gateway.clone()).await?;
-        let mut config =
-            hearth_pool_manager::Config::new(dir.join("pool.sock"), agent.endpoint(), url);
+        let mut config = hearth_pool_manager::Config::new(dir.join("pool.sock"), agent.endpoint(), url);
         config.target = args.pool.pool_target;
         let pools = PoolManager::start(config, pool.clone()).await?;
         Ok(Self {

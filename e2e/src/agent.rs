@@ -6,9 +6,7 @@ use futures::StreamExt;
 use hearth_proto::{
     id::CapsuleId,
     wire::{
-        agent::{
-            self as wire, agent_client::AgentClient, execute_event, template_progress::Progress,
-        },
+        agent::{self as wire, agent_client::AgentClient, execute_event, template_progress::Progress},
         run::{End, RunRequest, run_event},
     },
 };
@@ -82,7 +80,8 @@ impl TestAgent {
 
     /// Runs code in a capsule.
     pub async fn run(&mut self, id: CapsuleId, code: &str) -> anyhow::Result<Ran> {
-        self.run_request(id, RunRequest { code: code.to_owned(), timeout_ms: 30_000, ..Default::default() }).await
+        self.run_request(id, RunRequest { code: code.to_owned(), timeout_ms: 30_000, ..Default::default() })
+            .await
     }
 
     /// Runs a request in a capsule.
@@ -97,11 +96,8 @@ impl TestAgent {
                 run_event::Event::Stdout(chunk) => stdout.extend(chunk.data),
                 run_event::Event::Stderr(chunk) => stderr.extend(chunk.data),
                 run_event::Event::Result(result) if result.is_main => {
-                    ran.value = result
-                        .parts
-                        .into_iter()
-                        .find(|part| part.mime == "text/plain")
-                        .map(|part| part.data);
+                    ran.value =
+                        result.parts.into_iter().find(|part| part.mime == "text/plain").map(|part| part.data);
                 }
                 run_event::Event::Result(_) | run_event::Event::Artifact(_) => {}
                 run_event::Event::Error(error) => ran.error = Some((error.name, error.value)),

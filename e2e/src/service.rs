@@ -56,7 +56,10 @@ impl TestService {
             if process.has_ended() {
                 bail!("hearth up ended:\n{}", process.log());
             }
-            Ok(process.log().lines().find_map(|line| line.trim().strip_prefix("URL ").map(|url| url.trim().to_owned())))
+            Ok(process
+                .log()
+                .lines()
+                .find_map(|line| line.trim().strip_prefix("URL ").map(|url| url.trim().to_owned())))
         })?;
         let key = fs::read_to_string(dir.join("api-key")).context("the first key")?.trim().to_owned();
         let http = reqwest::Client::builder().no_proxy().build()?;
@@ -81,16 +84,28 @@ impl TestService {
     }
 
     /// Sends a request with any body.
-    pub async fn send(&self, method: &str, path: &str, key: Option<&str>, body: Vec<u8>) -> anyhow::Result<Answer> {
-        let mut request =
-            self.http.request(method.parse()?, format!("{}{path}", self.url)).timeout(Duration::from_secs(120));
+    pub async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        key: Option<&str>,
+        body: Vec<u8>,
+    ) -> anyhow::Result<Answer> {
+        let mut request = self
+            .http
+            .request(method.parse()?, format!("{}{path}", self.url))
+            .timeout(Duration::from_secs(120));
         if let Some(key) = key {
             request = request.header("X-API-Key", key);
         }
         let response = request.header("content-type", "application/json").body(body).send().await?;
         let status = response.status().as_u16();
         let text = response.text().await?;
-        let body = if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap_or(Value::String(text)) };
+        let body = if text.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_str(&text).unwrap_or(Value::String(text))
+        };
         Ok(Answer { status, body })
     }
 
@@ -136,7 +151,9 @@ impl TestService {
     /// A client of the agent.
     pub fn agent(&self) -> anyhow::Result<hearth_proto::wire::agent::agent_client::AgentClient<Channel>> {
         let endpoint = hearth_service::socket::endpoint(&self.dir.join("agent/agent.sock"));
-        Ok(hearth_proto::wire::agent::agent_client::AgentClient::new(hearth_service::socket::channel(&endpoint)?))
+        Ok(hearth_proto::wire::agent::agent_client::AgentClient::new(hearth_service::socket::channel(
+            &endpoint,
+        )?))
     }
 
     /// Sets the pool's target.

@@ -42,7 +42,7 @@ pub struct Config {
     #[arg(
         long = "pool-manager",
         env = "HEARTH_POOL_MANAGER",
-        default_value = "unix:/var/lib/hearth/run/pool-manager.sock"
+        default_value = "unix:/var/lib/hearth/pool.sock"
     )]
     pub pool_manager: String,
 

@@ -69,7 +69,13 @@ pub fn rows(report: &Report) -> Vec<Row> {
     let idle = report.idle_private_mb.map(|idle| idle.value);
     vec![
         timed("context_cell", plain(CELL_MS), CELL_MS, report.context_cell, shell),
-        timed("oneshot_warm", warm_aim, warm_limit, report.oneshot_warm, cell.map(|cell| ("context_cell", cell))),
+        timed(
+            "oneshot_warm",
+            warm_aim,
+            warm_limit,
+            report.oneshot_warm,
+            cell.map(|cell| ("context_cell", cell)),
+        ),
         timed("oneshot_restored", plain(RESTORED_MS), RESTORED_MS, report.oneshot_restored, bare),
         timed("oneshot_restored_cold", plain(COLD_MS), COLD_MS, report.oneshot_restored_cold, bare),
         timed("burst8_restored", plain(BURST_MS), BURST_MS, report.burst8_restored, None),

@@ -56,6 +56,9 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let dir = args.dir.clone().unwrap_or_else(|| format!("/tmp/hearth-bench-{}", std::process::id()).into());
     let load = fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
     let load = load.split_ascii_whitespace().take(3).collect::<Vec<_>>().join(" ");
+    if is_busy(&load) {
+        println!("The machine is busy (load {load}): what it does besides will be in the numbers.");
+    }
     let mut service = Service::start(&dir, &args.cache)?;
     let outcome = tokio::select! {
         // A signal ends the run at once.
@@ -66,7 +69,7 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         report = measure(&args, &mut service, load) => report,
     };
     println!("Stopping.");
-    let stopped = service.stop();
+    let stopped = service.stop().await;
     let report = outcome?;
     stopped?;
     report.write(&args.out)?;
@@ -76,6 +79,12 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         println!("A trial: medians count from n = {RUNS} on.");
     }
     Ok(if report.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// (pure) Whether more than half a CPU was used over the last minute, by the load averages.
+fn is_busy(load: &str) -> bool {
+    let last_minute = load.split_ascii_whitespace().next().and_then(|number| number.parse::<f64>().ok());
+    last_minute.is_some_and(|last_minute| last_minute > 0.5)
 }
 
 async fn measure(args: &BenchArgs, service: &mut Service, load: String) -> anyhow::Result<Report> {
@@ -127,9 +136,9 @@ async fn timed(
     let summary = async { Summary::of(&work.await?).context("nothing was measured") };
     let summary = phase(bench, report, name, summary).await?;
     let Summary { p50_ms, p95_ms, p99_ms, n } = summary;
-    bench.progress.line(format!(
-        "{name}: p50 {p50_ms:.1} ms, p95 {p95_ms:.1} ms, p99 {p99_ms:.1} ms (n = {n})"
-    ));
+    bench
+        .progress
+        .line(format!("{name}: p50 {p50_ms:.1} ms, p95 {p95_ms:.1} ms, p99 {p99_ms:.1} ms (n = {n})"));
     Some(summary)
 }
 
@@ -156,5 +165,17 @@ async fn phase<T>(
             report.failed.insert(name, format!("{error:#}"));
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_machine_is_told_by_its_last_minute() {
+        assert!(is_busy("1.80 0.10 0.10"));
+        assert!(!is_busy("0.20 3.50 3.00"));
+        assert!(!is_busy(""));
     }
 }

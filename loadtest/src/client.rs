@@ -37,7 +37,8 @@ impl Client {
         if !host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback()) {
             bail!("`{url}` is not a loopback address: only a Hearth on this machine is measured");
         }
-        let http = reqwest::Client::builder().no_proxy().timeout(DEADLINE).build().context("the HTTP client")?;
+        let http =
+            reqwest::Client::builder().no_proxy().timeout(DEADLINE).build().context("the HTTP client")?;
         Ok(Self { http, url, key })
     }
 

@@ -4,8 +4,8 @@ use crate::client::Client;
 use anyhow::{Context, bail};
 use hearth_proto::wire::{
     agent::{
-        Capsule, CapsuleState, EvictImageRequest, GetCapsuleRequest, GetHostRequest, Host, ListCapsulesRequest,
-        ListTemplatesRequest, Template, agent_client::AgentClient,
+        Capsule, CapsuleState, EvictImageRequest, GetCapsuleRequest, GetHostRequest, Host,
+        ListCapsulesRequest, ListTemplatesRequest, Template, agent_client::AgentClient,
     },
     pool::{GetStatusRequest, SetPoolRequest, pool_manager_client::PoolManagerClient},
 };

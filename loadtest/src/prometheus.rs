@@ -62,9 +62,9 @@ impl Metrics {
     fn sums(&self) -> BTreeMap<String, (f64, f64)> {
         let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
         for line in &self.lines {
-            let part = HISTOGRAMS.iter().find_map(|(metric, short)| {
-                line.name.strip_prefix(metric).map(|suffix| (*short, suffix))
-            });
+            let part = HISTOGRAMS
+                .iter()
+                .find_map(|(metric, short)| line.name.strip_prefix(metric).map(|suffix| (*short, suffix)));
             let Some((short, suffix)) = part else { continue };
             let name = std::iter::once(short).chain(line.labels.iter().map(String::as_str));
             let name = name.collect::<Vec<_>>().join(" ");

@@ -9,10 +9,19 @@ use anyhow::Context;
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write,
     fs,
     path::Path,
 };
+
+/// Measurements whose steps are shown, and the heads of their columns.
+const COLUMNS: [(&str, &str); 6] = [
+    ("context_cell", "cell"),
+    ("oneshot_warm", "warm"),
+    ("oneshot_restored", "restored"),
+    ("oneshot_restored_cold", "cold"),
+    ("burst8_restored", "burst8"),
+    ("idle_private_mb", "idle"),
+];
 
 /// Everything measured. What failed is absent and named in `failed`.
 #[derive(Debug, Default, Serialize)]
@@ -141,29 +150,24 @@ impl Report {
         lines.join("\n")
     }
 
-    /// Mean of each step, one column per measurement.
+    /// Mean of each step, one column per measurement: what the chain did while it was under way, refills of the pool
+    /// included (`restore_parked`).
     fn stage_table(&self) -> String {
-        let steps: BTreeSet<&String> = self.stages.values().flat_map(BTreeMap::keys).collect();
-        let columns: Vec<_> = self.stages.iter().filter(|(_, stages)| !stages.is_empty()).collect();
-        if columns.is_empty() {
+        let columns = COLUMNS.iter().filter_map(|(name, head)| Some((head, self.stages.get(name)?)));
+        let columns: Vec<_> = columns.collect();
+        let steps: BTreeSet<&String> = columns.iter().flat_map(|(_, stages)| stages.keys()).collect();
+        if steps.is_empty() {
             return String::new();
         }
-        let mut text = format!("\n{:28}", "mean of each step, ms");
-        let mut add = |part: String| {
-            // Writing to a string cannot fail.
-            let _ = text.write_str(&part);
-        };
-        for (name, _) in &columns {
-            add(format!(" {name:>21}"));
-        }
+        let heads = columns.iter().map(|(head, _)| format!(" {head:>9}")).collect::<String>();
+        let mut text = format!("\n{:24}{heads}\n", "mean of each step, ms");
         for step in steps {
-            add(format!("\n{step:28}"));
-            for (_, stages) in &columns {
-                let mean = stages.get(step).map_or(String::new(), |stage| format!("{:.1}", stage.mean_ms));
-                add(format!(" {mean:>21}"));
-            }
+            let means = columns.iter().map(|(_, stages)| {
+                let mean = stages.get(step).map_or("-".to_owned(), |stage| format!("{:.1}", stage.mean_ms));
+                format!(" {mean:>9}")
+            });
+            text.push_str(&format!("{step:24}{}\n", means.collect::<String>()));
         }
-        text.push('\n');
         text
     }
 }

@@ -126,9 +126,9 @@ impl Service {
         lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }
 
-    /// SIGTERM, wait for its end, remove its folder. Blocks for some seconds.
-    pub fn stop(mut self) -> anyhow::Result<()> {
-        self.end()
+    /// SIGTERM, wait for its end, remove its folder. Our own connections close meanwhile: it waits for them.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        tokio::task::spawn_blocking(move || self.end()).await.context("stopping hearth up")?
     }
 
     fn end(&mut self) -> anyhow::Result<()> {

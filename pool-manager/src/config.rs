@@ -25,7 +25,7 @@ pub struct Config {
 
     /// The host's agent, `unix:/path`.
     #[arg(id = "pool_agent_endpoint", long = "agent-endpoint", env = "HEARTH_AGENT_ENDPOINT")]
-    #[arg(default_value = "unix:/var/lib/hearth/agent.sock")]
+    #[arg(default_value = "unix:/var/lib/hearth/agent/agent.sock")]
     pub agent_endpoint: String,
 
     /// Postgres, `postgres://…`. Must be set in the end; whoever embeds this service may set it later.

@@ -135,7 +135,14 @@ pub unsafe extern "C" fn __open64_2(path: *const c_char, flags: c_int) -> c_int 
     open_at(path, flags, 0)
 }
 
-fn map(address: *mut c_void, length: size_t, prot: c_int, flags: c_int, fd: c_int, offset: c_long) -> *mut c_void {
+fn map(
+    address: *mut c_void,
+    length: size_t,
+    prot: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: c_long,
+) -> *mut c_void {
     let ours = fd >= 0 && fd == IMAGE.load(Ordering::SeqCst);
     let flags = if ours { (flags & !libc::MAP_SHARED) | libc::MAP_PRIVATE } else { flags };
     // SAFETY: the caller's own arguments of mmap(2); for the image only the sharing differs.

@@ -45,12 +45,7 @@ pub struct Record {
 
 impl Record {
     /// A record of a VMM that was just started.
-    pub fn new(
-        boot_id: String,
-        processes: Vec<ProcessRecord>,
-        uid: u32,
-        snapshot: Option<String>,
-    ) -> Self {
+    pub fn new(boot_id: String, processes: Vec<ProcessRecord>, uid: u32, snapshot: Option<String>) -> Self {
         Self { version: VERSION, boot_id, processes, uid, snapshot, capsule: None }
     }
 }

@@ -74,7 +74,9 @@ impl State {
         match (self, happening) {
             (State::Starting, Happening::Restored { parked: true }) => State::Parked,
             (State::Starting, Happening::Restored { parked: false }) => State::Running,
-            (State::Starting | State::Parked | State::Running, Happening::Died(reason)) => State::Failed(reason),
+            (State::Starting | State::Parked | State::Running, Happening::Died(reason)) => {
+                State::Failed(reason)
+            }
             (State::Stopping, Happening::Died(_)) => State::Stopping,
             (State::Starting | State::Parked | State::Running | State::Stopping, Happening::Released) => {
                 State::Stopped

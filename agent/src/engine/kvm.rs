@@ -110,7 +110,9 @@ fn time_loop() -> Result<Duration, String> {
     let vm = kvm.create_vm().map_err(fail("creating a guest"))?;
     let mut memory = MmapMut::map_anon(MEMORY_BYTES).map_err(|error| format!("memory: {error}"))?;
     // Identity map of the first 2 MiB: present, writable; the folder's entry is a large page.
-    for (at, entry) in [(PAGE_MAP_4, PAGE_POINTERS | 3), (PAGE_POINTERS, PAGE_FOLDER | 3), (PAGE_FOLDER, 0x83)] {
+    for (at, entry) in
+        [(PAGE_MAP_4, PAGE_POINTERS | 3), (PAGE_POINTERS, PAGE_FOLDER | 3), (PAGE_FOLDER, 0x83)]
+    {
         memory[at as usize..][..8].copy_from_slice(&entry.to_le_bytes());
     }
     let mut code = vec![0xb9];

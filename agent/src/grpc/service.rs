@@ -124,11 +124,7 @@ impl Agent for AgentService {
         request: Request<wire::EnsureTemplateRequest>,
     ) -> Result<Response<Self::EnsureTemplateStream>, Status> {
         let name = request.into_inner().template;
-        let progress = self
-            .parts
-            .templates
-            .ensure(&name)
-            .ok_or(AgentError::TemplateNotFound(name))?;
+        let progress = self.parts.templates.ensure(&name).ok_or(AgentError::TemplateNotFound(name))?;
         let replies = WatchStream::new(progress).scan(false, |done, progress| {
             let end = std::mem::replace(done, !matches!(progress, Progress::Line(_)));
             futures::future::ready((!end).then(|| progress_wire(progress)))
@@ -262,8 +258,7 @@ impl Agent for AgentService {
         request: Request<wire::EvictImageRequest>,
     ) -> Result<Response<wire::EvictImageReply>, Status> {
         let name = request.into_inner().template;
-        let template =
-            self.parts.templates.get(&name).ok_or(AgentError::TemplateNotFound(name))?;
+        let template = self.parts.templates.get(&name).ok_or(AgentError::TemplateNotFound(name))?;
         let key = &template.snapshot.manifest.key;
         let bytes = self.parts.images.evict(key);
         self.parts.templates.parking.clear(key);

@@ -37,8 +37,7 @@ pub fn fill(
     chunk: usize,
     buffers: &mut Buffers,
 ) -> Result<(Entry, u64), FillError> {
-    let entry =
-        layer.entry(chunk).ok_or_else(|| LayerError::Format(format!("there is no chunk {chunk}")))?;
+    let entry = layer.entry(chunk).ok_or_else(|| LayerError::Format(format!("there is no chunk {chunk}")))?;
     let lock = lock(image, chunk)?;
     let missing = entry.stored & !present(image, chunk)?;
     if missing == 0 {

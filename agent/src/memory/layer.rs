@@ -237,7 +237,8 @@ impl Layer {
             buffers.frame.resize(length, 0);
         }
         self.file.read_exact_at(&mut buffers.frame[..length], entry.offset)?;
-        let size = buffers.decompressor.decompress_to_buffer(&buffers.frame[..length], &mut buffers.pages[..])?;
+        let size =
+            buffers.decompressor.decompress_to_buffer(&buffers.frame[..length], &mut buffers.pages[..])?;
         let expected = entry.stored.count_ones() as usize * PAGE;
         if size != expected || xxh3_64(&buffers.pages[..size]) != entry.checksum {
             return Err(LayerError::Checksum { chunk });

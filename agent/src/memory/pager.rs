@@ -115,7 +115,8 @@ pub fn run(args: &PagerArgs) -> Result<(), PagerError> {
     };
     let layer = Layer::open(open(&args.layer, false)?)?;
     let image = open(&args.image, true)?;
-    let size = image.metadata().map_err(|source| PagerError::Open { path: args.image.clone(), source })?.len();
+    let size =
+        image.metadata().map_err(|source| PagerError::Open { path: args.image.clone(), source })?.len();
     if size != layer.ram_bytes() {
         return Err(PagerError::Handshake(format!(
             "the image has {size} bytes, the layer {}",
@@ -124,8 +125,7 @@ pub fn run(args: &PagerArgs) -> Result<(), PagerError> {
     }
     let stats = Writer::create(&args.stats)
         .map_err(|source| PagerError::Open { path: args.stats.clone(), source })?;
-    let buffers =
-        Buffers::new().map_err(|source| PagerError::System { what: "decompressor", source })?;
+    let buffers = Buffers::new().map_err(|source| PagerError::System { what: "decompressor", source })?;
     drop_privileges(args.uid)?;
     // SAFETY: standard input is the socket that the agent gave us; nothing else in this process uses it.
     let socket = UnixStream::from(unsafe { OwnedFd::from_raw_fd(0) });
@@ -167,7 +167,8 @@ fn handshake(socket: &UnixStream, ram_bytes: u64) -> Result<Option<(Uffd, Region
     if count != HANDSHAKE_BYTES || bytes[..8] != MAGIC {
         return Err(bad("not the preload library's message"));
     }
-    let number = |at: usize| bytes[at..at + 8].iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
+    let number =
+        |at: usize| bytes[at..at + 8].iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
     let region = Region { address: number(8), length: number(16) };
     if number(24) != PAGE as u64 || !region.address.is_multiple_of(PAGE as u64) {
         return Err(bad("page size or alignment is not ours"));
@@ -245,7 +246,9 @@ impl Pager {
         let offset = address
             .checked_sub(self.region.address)
             .filter(|offset| *offset < self.region.length)
-            .ok_or_else(|| PagerError::Handshake(format!("a fault at {address:#x} outside the region")))?;
+            .ok_or_else(|| {
+            PagerError::Handshake(format!("a fault at {address:#x} outside the region"))
+        })?;
         let chunk = (offset / CHUNK as u64) as usize;
         let page = (offset % CHUNK as u64) as usize / PAGE;
         let entry = self

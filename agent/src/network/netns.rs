@@ -5,10 +5,7 @@
 use crate::vmm::machine::GuestNetwork;
 use futures::StreamExt;
 use nix::sched::{CloneFlags, setns, unshare};
-use rtnetlink::{
-    LinkUnspec,
-    packet_route::neighbour::NeighbourState,
-};
+use rtnetlink::{LinkUnspec, packet_route::neighbour::NeighbourState};
 use std::{
     fs::{self, File, OpenOptions},
     io,

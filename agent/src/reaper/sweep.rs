@@ -69,7 +69,8 @@ fn folders(vmms: &Path) -> io::Result<Vec<PathBuf>> {
 /// Kills the process if it is the one that was meant, and waits for its end. False when it was gone already.
 async fn end(pid: i32, started: Option<u64>) -> io::Result<bool> {
     // The second look, after the pidfd is held, rules out that the pid was given to another process in between.
-    let is_meant = |started: Option<u64>| started.is_none_or(|started| start_ticks(pid).ok() == Some(started));
+    let is_meant =
+        |started: Option<u64>| started.is_none_or(|started| start_ticks(pid).ok() == Some(started));
     if !is_meant(started) {
         return Ok(false);
     }
@@ -90,7 +91,9 @@ fn marked(mark: &str, vmms: &Path) -> io::Result<Vec<i32>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         // The process may have ended since.
         let Ok(command) = fs::read(entry.path().join("cmdline")) else { continue };
         if is_ours(&command, mark, vmms) {
@@ -107,7 +110,8 @@ fn is_ours(command: &[u8], mark: &str, vmms: &Path) -> bool {
         arguments.windows(2).any(|pair| pair[0] == option && pair[1].starts_with(prefix))
     };
     let vmms = [vmms.as_os_str().as_encoded_bytes(), b"/"].concat();
-    has(b"-name", mark.as_bytes()) || (arguments.first() == Some(&b"pager".as_slice()) && has(b"--stats", &vmms))
+    has(b"-name", mark.as_bytes())
+        || (arguments.first() == Some(&b"pager".as_slice()) && has(b"--stats", &vmms))
 }
 
 #[cfg(test)]

@@ -161,7 +161,8 @@ impl Snapshot {
         }
         let path = self.path(name::DEVICE);
         let device = fs::read(&path).map_err(fail(&path))?;
-        if device.len() as u64 != self.manifest.device_bytes || xxh3_64(&device) != self.manifest.device_xxh3 {
+        if device.len() as u64 != self.manifest.device_bytes || xxh3_64(&device) != self.manifest.device_xxh3
+        {
             return Err(damaged(name::DEVICE));
         }
         let path = self.path(name::UPPER);

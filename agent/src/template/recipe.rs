@@ -71,7 +71,8 @@ pub fn cpu(accelerator: Accelerator) -> String {
         Accelerator::Tcg => model,
         Accelerator::Kvm => {
             let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-            let line = |name: &str| info.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
+            let line =
+                |name: &str| info.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
             format!("{model} {} {} {}", line("model name"), line("stepping"), line("flags"))
         }
     }

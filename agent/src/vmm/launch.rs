@@ -151,10 +151,12 @@ impl Launcher {
         uids: (u32, usize),
     ) -> Result<Self, LaunchError> {
         let preload = helper.with_file_name("libhearth_preload.so");
-        File::open(&preload).map_err(host("libhearth_preload.so, which belongs beside the hearth program"))?;
+        File::open(&preload)
+            .map_err(host("libhearth_preload.so, which belongs beside the hearth program"))?;
         for folder in [layout.vmms(), layout.jail()] {
             fs::create_dir_all(&folder).map_err(host("the agent's folder"))?;
-            fs::set_permissions(&folder, fs::Permissions::from_mode(0o711)).map_err(host("the agent's folder"))?;
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o711))
+                .map_err(host("the agent's folder"))?;
         }
         let uffd = OpenOptions::new()
             .read(true)
@@ -192,7 +194,15 @@ impl Launcher {
             bind(&files.initramfs, path::INITRAMFS, false),
             bind(ram.path(), path::MEMORY, true),
         ];
-        let start = Start { size, purpose: Purpose::Boot { clock: qemu::clock_options(self.engine.accelerator, self.engine.tsc_khz) }, binds, pager: None, snapshot: None };
+        let start = Start {
+            size,
+            purpose: Purpose::Boot {
+                clock: qemu::clock_options(self.engine.accelerator, self.engine.tsc_khz),
+            },
+            binds,
+            pager: None,
+            snapshot: None,
+        };
         self.start(start, uid, files.rootfs.clone(), files.upper.clone()).await
     }
 
@@ -203,8 +213,7 @@ impl Launcher {
         rootfs: &Path,
         image: Arc<Image>,
     ) -> Result<Vmm, LaunchError> {
-        let binds =
-            vec![bind(image.path(), path::MEMORY, false), bind(&self.preload, path::PRELOAD, false)];
+        let binds = vec![bind(image.path(), path::MEMORY, false), bind(&self.preload, path::PRELOAD, false)];
         let start = Start {
             size: snapshot.manifest.size,
             purpose: Purpose::Restore,
@@ -231,7 +240,10 @@ impl Launcher {
             .map_err(|error| host("starting a VMM")(io::Error::other(error)))??;
         let Spawned { folder, processes, netns, uid, image, record } = prepared;
         // From here a failure undoes itself by the guard.
-        let mut remains = Undo { reaper: &self.reaper, remains: Some(Remains { processes, folder, uid: Some(uid), image }) };
+        let mut remains = Undo {
+            reaper: &self.reaper,
+            remains: Some(Remains { processes, folder, uid: Some(uid), image }),
+        };
         let folder = remains.folder();
         let qmp = match Qmp::connect(&folder.join("qmp.sock"), GREETING_DEADLINE).await {
             Ok(qmp) => qmp,
@@ -245,7 +257,8 @@ impl Launcher {
             return Err(host("starting a VMM")(io::Error::other("its remains are gone")));
         };
         let mut processes = processes.into_iter();
-        let process = processes.next().ok_or_else(|| host("starting a VMM")(io::Error::other("no process")))?;
+        let process =
+            processes.next().ok_or_else(|| host("starting a VMM")(io::Error::other("no process")))?;
         Ok(Vmm {
             qmp,
             netns: Arc::new(netns),

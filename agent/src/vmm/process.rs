@@ -189,7 +189,13 @@ fn confine(jail: &Prepared) -> io::Result<()> {
     unsafe {
         check(libc::setns(jail.network.as_raw_fd(), libc::CLONE_NEWNET))?;
         check(libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS))?;
-        check(libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), libc::MS_REC | libc::MS_PRIVATE, ptr::null()))?;
+        check(libc::mount(
+            ptr::null(),
+            c"/".as_ptr(),
+            ptr::null(),
+            libc::MS_REC | libc::MS_PRIVATE,
+            ptr::null(),
+        ))?;
         check(libc::mount(
             TMPFS.as_ptr(),
             root,

@@ -148,12 +148,15 @@ impl Events {
     }
 }
 
+/// Commands without a reply yet, by id.
+type Waiting = HashMap<u64, (String, oneshot::Sender<Result<Value, QmpError>>)>;
+
 async fn serve(
     mut stream: BufReader<UnixStream>,
     mut queue: mpsc::Receiver<Command>,
     events: broadcast::Sender<Event>,
 ) {
-    let mut waiting: HashMap<u64, (String, oneshot::Sender<Result<Value, QmpError>>)> = HashMap::new();
+    let mut waiting: Waiting = HashMap::new();
     let mut next = 0u64;
     let mut line = Vec::new();
     loop {
@@ -182,11 +185,7 @@ async fn serve(
     }
 }
 
-fn dispatch(
-    value: Value,
-    waiting: &mut HashMap<u64, (String, oneshot::Sender<Result<Value, QmpError>>)>,
-    events: &broadcast::Sender<Event>,
-) {
+fn dispatch(value: Value, waiting: &mut Waiting, events: &broadcast::Sender<Event>) {
     if let Some(name) = value.get("event").and_then(Value::as_str) {
         let event = Event { name: name.to_owned(), data: value.get("data").cloned().unwrap_or(Value::Null) };
         tracing::debug!(event = %event.name, data = %event.data, "vmm event");
@@ -194,7 +193,8 @@ fn dispatch(
         let _ = events.send(event);
         return;
     }
-    let Some((command, reply)) = value.get("id").and_then(Value::as_u64).and_then(|id| waiting.remove(&id)) else {
+    let Some((command, reply)) = value.get("id").and_then(Value::as_u64).and_then(|id| waiting.remove(&id))
+    else {
         return;
     };
     let result = match value.get("error") {

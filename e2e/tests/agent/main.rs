@@ -1,5 +1,7 @@
 //! The agent on real capsules: restores, images, isolation, deaths. Run with `--test-threads=1`.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use hearth_e2e::{agent::TestAgent, leftovers};
 use hearth_proto::wire::agent as wire;
 use std::{fs, os::unix::process::CommandExt, path::Path, process::Command};
@@ -46,7 +48,8 @@ async fn the_pager_serves_faults_from_the_store_when_the_image_is_evicted() {
     let second = agent.restore(false).await.unwrap();
     let hot = agent.get(second).await.unwrap();
     assert!(hot.faults * 4 < cold.faults, "a filled image is shared: {hot:?} after {cold:?}");
-    let evicted = agent.client.evict_image(wire::EvictImageRequest { template: "code".to_owned() }).await.unwrap();
+    let evicted =
+        agent.client.evict_image(wire::EvictImageRequest { template: "code".to_owned() }).await.unwrap();
     assert!(evicted.into_inner().bytes > 1 << 20);
     let third = agent.restore(false).await.unwrap();
     let again = agent.get(third).await.unwrap();
@@ -71,7 +74,11 @@ async fn no_capsule_user_can_write_the_image_and_no_write_reaches_it() {
     // Readable by the capsule's user, as QEMU needs, but not writable.
     let open = |mode: &str| {
         Command::new("/usr/bin/dd")
-            .arg(if mode == "write" { format!("of={}", image.display()) } else { format!("if={}", image.display()) })
+            .arg(if mode == "write" {
+                format!("of={}", image.display())
+            } else {
+                format!("if={}", image.display())
+            })
             .arg(if mode == "write" { "if=/dev/zero".to_owned() } else { "of=/dev/null".to_owned() })
             .args(["bs=4096", "count=1", "conv=notrunc"])
             .uid(520_000)
@@ -88,7 +95,11 @@ async fn no_capsule_user_can_write_the_image_and_no_write_reaches_it() {
             let Ok(target) = fs::read_link(fd.path()) else { continue };
             if target.extension().is_some_and(|ending| ending == "img") && target.starts_with("/memory") {
                 let mode = fs::symlink_metadata(fd.path()).unwrap().permissions();
-                assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o200, 0, "{target:?} is writable");
+                assert_eq!(
+                    std::os::unix::fs::PermissionsExt::mode(&mode) & 0o200,
+                    0,
+                    "{target:?} is writable"
+                );
             }
         }
     }
@@ -103,7 +114,8 @@ async fn no_capsule_user_can_write_the_image_and_no_write_reaches_it() {
 #[tokio::test]
 async fn bad_calls_are_refused_by_name() {
     let dir = folder();
-    let mut agent = TestAgent::start(dir.path(), &[("HEARTH_PARKED", "0"), ("HEARTH_MAX_CAPSULES", "1")]).await.unwrap();
+    let mut agent =
+        TestAgent::start(dir.path(), &[("HEARTH_PARKED", "0"), ("HEARTH_MAX_CAPSULES", "1")]).await.unwrap();
     let request = wire::RestoreRequest {
         capsule_id: "nonsense".to_owned(),
         template: "code".to_owned(),
@@ -113,7 +125,11 @@ async fn bad_calls_are_refused_by_name() {
     let error = agent.client.restore(request).await.unwrap_err();
     assert_eq!(error.code(), tonic::Code::InvalidArgument);
     assert!(error.message().contains("capsule_id"), "{error:?}");
-    let error = agent.client.ensure_template(wire::EnsureTemplateRequest { template: "x".to_owned() }).await.unwrap_err();
+    let error = agent
+        .client
+        .ensure_template(wire::EnsureTemplateRequest { template: "x".to_owned() })
+        .await
+        .unwrap_err();
     assert_eq!(error.code(), tonic::Code::NotFound);
     agent.ensure_code().await.unwrap();
     let only = agent.restore(false).await.unwrap();

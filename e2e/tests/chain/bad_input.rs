@@ -17,7 +17,11 @@ async fn bad_requests_are_refused_with_the_field_named() {
         (br#"{"code": "1", "timeout_ms": 0}"#.to_vec(), 400, "timeout_ms"),
         (br#"{"code": "1", "timeout_ms": "soon"}"#.to_vec(), 400, "timeout_ms"),
         (br#"{"code": "1", "files": [{"path": "a"}]}"#.to_vec(), 400, "files[0]"),
-        (br#"{"code": "1", "files": [{"path": "a", "content_base64": "%"}]}"#.to_vec(), 400, "content_base64"),
+        (
+            br#"{"code": "1", "files": [{"path": "a", "content_base64": "%"}]}"#.to_vec(),
+            400,
+            "content_base64",
+        ),
         (br#"{"code": "1", "memory_mb": 99999999}"#.to_vec(), 400, "memory_mb"),
         (br#"{"code": "1", "network": "internet"}"#.to_vec(), 400, "network"),
         (b"{\"code\": ".to_vec(), 400, "JSON"),

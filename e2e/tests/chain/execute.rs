@@ -10,7 +10,8 @@ use std::collections::HashSet;
 async fn code_is_answered_with_everything_it_gave() {
     let dir = folder();
     let service = TestService::start(dir.path(), &[("HEARTH_POOL_TARGET", "1")]).await.unwrap();
-    let answer = service.execute("import sys\nprint('out')\nprint('err', file=sys.stderr)\n6*7").await.unwrap();
+    let answer =
+        service.execute("import sys\nprint('out')\nprint('err', file=sys.stderr)\n6*7").await.unwrap();
     assert_eq!(answer.text("/status"), "ok", "{answer:?}");
     assert_eq!(answer.text("/stdout"), "out\n");
     assert_eq!(answer.text("/stderr"), "err\n");
@@ -18,7 +19,11 @@ async fn code_is_answered_with_everything_it_gave() {
     assert_eq!(answer.body.pointer("/execution_count"), Some(&json!(1)), "warm-up left a trace: {answer:?}");
 
     let answer = service.execute("1/0").await.unwrap();
-    assert_eq!((answer.text("/status"), answer.text("/error/name")), ("error", "ZeroDivisionError"), "{answer:?}");
+    assert_eq!(
+        (answer.text("/status"), answer.text("/error/name")),
+        ("error", "ZeroDivisionError"),
+        "{answer:?}"
+    );
 
     let plot = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.show()";
     let answer = service.execute(plot).await.unwrap();

@@ -11,8 +11,10 @@ async fn misbehaving_code_gets_the_right_status() {
     let run = |code: &'static str, timeout_ms: u64| {
         let service = &service;
         async move {
-            let answer =
-                service.post("/v1/execute", &json!({ "code": code, "timeout_ms": timeout_ms })).await.unwrap();
+            let answer = service
+                .post("/v1/execute", &json!({ "code": code, "timeout_ms": timeout_ms }))
+                .await
+                .unwrap();
             assert_eq!(answer.status, 200, "{code}: {answer:?}");
             answer
         }
@@ -29,7 +31,10 @@ async fn misbehaving_code_gets_the_right_status() {
     assert_eq!(flood.body.pointer("/truncated/stdout"), Some(&json!(true)));
     let eaten = run("x = []\nwhile True: x.append(bytearray(16 << 20))", 60_000).await;
     let status = eaten.text("/status");
-    assert!(status == "oom" || (status == "error" && eaten.text("/error/name") == "MemoryError"), "{eaten:?}");
+    assert!(
+        status == "oom" || (status == "error" && eaten.text("/error/name") == "MemoryError"),
+        "{eaten:?}"
+    );
     let forks = run("import os\nwhile True:\n  try: os.fork()\n  except OSError: pass", 4_000).await;
     assert!(["timeout", "kernel_died", "oom", "error"].contains(&forks.text("/status")), "{forks:?}");
     let after = service.execute("print('still here')").await.unwrap();
@@ -50,7 +55,10 @@ async fn a_capsule_is_usable_after_a_timeout_and_honest_after_a_death() {
     assert_eq!(run("while True: pass", 1_500).await.text("/status"), "timeout");
     let kept = run("print(kept)", 20_000).await;
     assert_eq!(kept.text("/stdout"), "5\n", "an interrupted context keeps its state: {kept:?}");
-    assert_eq!(run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 20_000).await.text("/status"), "kernel_died");
+    assert_eq!(
+        run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 20_000).await.text("/status"),
+        "kernel_died"
+    );
     let lost = run("'kept' in globals()", 60_000).await;
     assert_eq!(lost.text("/results/0/text~1plain"), "False", "{lost:?}");
     assert_eq!(lost.text("/capsule/state"), "new", "lost state is said: {lost:?}");

@@ -55,7 +55,8 @@ async fn a_command_loses_no_output_and_is_killed_with_its_children_in_time() {
         let exec = service.post(&path, &json!({ "cmd": "echo", "args": ["x"] })).await.unwrap();
         assert_eq!(exec.text("/stdout"), "x\n", "{exec:?}");
     }
-    let request = json!({ "cmd": "/bin/sh", "args": ["-c", "setsid sleep 977 & sleep 977"], "timeout_sec": 1 });
+    let request =
+        json!({ "cmd": "/bin/sh", "args": ["-c", "setsid sleep 977 & sleep 977"], "timeout_sec": 1 });
     let late = service.post(&path, &request).await.unwrap();
     assert_ne!(late.status, 200, "{late:?}");
     let left = json!({ "cmd": "/bin/sh", "args": ["-c", "pgrep -fc '[s]leep 977' || true"] });

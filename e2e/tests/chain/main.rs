@@ -2,6 +2,8 @@
 //!
 //! Run with `--test-threads=1`: every test starts a service of its own, and the machine is small.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod bad_input;
 mod death;
 mod execute;

@@ -82,8 +82,7 @@ pub async fn measure(bench: &Bench, layout: &Layout, qemu: &Path) -> anyhow::Res
 fn populate(snapshot: &Snapshot) -> anyhow::Result<NamedTempFile> {
     let layer = Layer::open(File::open(snapshot.path(name::MEMORY))?)?;
     let room = statvfs(MEMORY_FOLDER).map_or(0, |stat| stat.blocks_available() * stat.fragment_size());
-    let folder =
-        if layer.ram_bytes() <= room { PathBuf::from(MEMORY_FOLDER) } else { std::env::temp_dir() };
+    let folder = if layer.ram_bytes() <= room { PathBuf::from(MEMORY_FOLDER) } else { std::env::temp_dir() };
     let memory = tempfile::Builder::new().prefix("hearth-bench-").suffix(".ram").tempfile_in(folder)?;
     let file = memory.as_file();
     file.set_len(layer.ram_bytes())?;
