@@ -11,7 +11,7 @@ state = dict(
     inputs=len(In), outputs=dict(Out), unders=(_, __, ___, _i, _ii, _iii), history=len(_ip.history_manager.input_hist_raw),
     last=sorted(n for n in dir(sys) if n.startswith('last_')), cwd=os.getcwd(), dh=len(_dh),
     files=sorted(os.listdir()), cells=[k for k in linecache.cache if 'ipython-input' in k],
-    hidden=sorted(_ip.user_ns_hidden), builtins=sorted(dir(builtins)), magics=len(_ip.magics_manager.magics['line']),
+    hidden=sorted(_ip.user_ns_hidden), builtins=sorted(n for n in dir(builtins) if not n.startswith('__pybind11_')), magics=len(_ip.magics_manager.magics['line']),
     handlers={k: len(v) for k, v in _ip.events.callbacks.items() if 'Hook' not in k and k != 'post_execute'},
     env=sorted(k for k in os.environ), argv=sys.argv, path0=sys.path[0], main=sys.modules['__main__'] is not None,
 )
