@@ -27,6 +27,7 @@ pub fn program() -> anyhow::Result<PathBuf> {
 pub struct Hearth {
     child: Child,
     log: PathBuf,
+    dir: PathBuf,
 }
 
 impl Hearth {
@@ -45,7 +46,7 @@ impl Hearth {
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()?;
-        Ok(Self { child, log })
+        Ok(Self { child, log, dir: dir.to_owned() })
     }
 
     /// Its process id.
@@ -98,6 +99,10 @@ impl Drop for Hearth {
             // A test that failed half way; what it started must not stay.
             let _ = self.child.kill();
             let _ = self.child.wait();
+            // Nor may its capsules, mount and database; the test has failed already and says why.
+            if let Ok(program) = program() {
+                let _ = Command::new(program).arg("down").env("HEARTH_DIR", &self.dir).output();
+            }
         }
         if std::thread::panicking() {
             eprintln!("---- log of hearth ----\n{}", self.log());
