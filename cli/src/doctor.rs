@@ -73,7 +73,7 @@ fn look(args: &DoctorArgs) -> Vec<Finding> {
         engine(args),
         device("userfaultfd", "/dev/userfaultfd", "Linux 6.1 or newer with CONFIG_USERFAULTFD"),
         device("tap", "/dev/net/tun", "modprobe tun"),
-        filesystem("tmpfs"),
+        tmpfs(),
         namespaces(),
         database(),
         images(args),
@@ -124,9 +124,9 @@ fn device(name: &'static str, path: &str, how: &str) -> Finding {
     }
 }
 
-fn filesystem(name: &'static str) -> Finding {
+fn tmpfs() -> Finding {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let has = known.lines().any(|line| line.split_ascii_whitespace().last() == Some(name));
+    let has = known.lines().any(|line| line.split_ascii_whitespace().last() == Some("tmpfs"));
     let grade = if has { Grade::Good } else { Grade::Bad };
     Finding::new(grade, "tmpfs", if has { "known to the kernel" } else { "the kernel has no tmpfs" })
 }
