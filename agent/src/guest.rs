@@ -10,7 +10,7 @@ use hearth_proto::{
             envd_client::EnvdClient,
         },
         process::{ExecEvent, ExecRequest},
-        run::{RunEvent, RunRequest},
+        run::{RunEvent, RunRequest, RunStatus, run_event},
     },
 };
 use hyper_util::rt::TokioIo;
@@ -35,6 +35,8 @@ use tower::service_fn;
 const ACTIVATE_DEADLINE: Duration = Duration::from_secs(20);
 /// Starting and warming Python takes 6 s under software emulation.
 const PREPARE_DEADLINE: Duration = Duration::from_secs(240);
+/// Three cells that print a number.
+const REHEARSAL_DEADLINE: Duration = Duration::from_secs(20);
 const HEALTH_DEADLINE: Duration = Duration::from_secs(5);
 /// One attempt to connect; a running guest takes 2 ms, under software emulation on a busy host some hundred.
 const DIAL_DEADLINE: Duration = Duration::from_millis(700);
@@ -55,6 +57,9 @@ pub enum GuestError {
     /// It cannot be dialled.
     #[error("the guest cannot be reached: {0}")]
     Unreachable(String),
+    /// A throw-away run ended otherwise than it must.
+    #[error("the rehearsal ended with {0}")]
+    Rehearsal(&'static str),
     /// The host has no randomness to give.
     #[error("no randomness from the host: {0}")]
     Randomness(String),
@@ -160,7 +165,7 @@ impl Guest {
 
     /// Makes a restored (or freshly booted) guest somebody of its own: entropy, clock, identity, token, thaw, PRNGs.
     /// Until this succeeds the guest serves nothing.
-    pub async fn activate(&self, identity: Identity, rehearse: bool) -> Result<ActivateReply, GuestError> {
+    pub async fn activate(&self, identity: Identity) -> Result<ActivateReply, GuestError> {
         let token = hex::encode(random::<32>()?);
         let request = ActivateRequest {
             entropy: random::<64>()?.to_vec(),
@@ -169,7 +174,6 @@ impl Guest {
             machine_id: hex::encode(random::<16>()?),
             token: token.clone(),
             env: identity.env,
-            rehearse,
         };
         let mut client = self.client.clone();
         let reply = within("Activate", ACTIVATE_DEADLINE, client.activate(request)).await?;
@@ -177,6 +181,31 @@ impl Guest {
             MetadataValue::try_from(token).map_err(|error| GuestError::Randomness(error.to_string()))?;
         *self.credentials.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
         Ok(reply)
+    }
+
+    /// Runs throw-away cells of `language` on the way of every run, so that the first real one is fast: after a restore
+    /// software emulation has to translate all code again. Leaves no trace that user code can see.
+    pub async fn rehearse(&self, language: &str) -> Result<(), GuestError> {
+        let request = RunRequest {
+            language: language.to_owned(),
+            timeout_ms: REHEARSAL_DEADLINE.as_millis() as u64,
+            artifacts: true,
+            rehearsal: true,
+            ..RunRequest::default()
+        };
+        let run = async {
+            let mut events = self.execute(request).await?;
+            while let Some(event) = events.message().await? {
+                if let Some(run_event::Event::End(end)) = event.event {
+                    return match end.status() {
+                        RunStatus::Ok => Ok(()),
+                        status => Err(GuestError::Rehearsal(status.as_str_name())),
+                    };
+                }
+            }
+            Err(GuestError::Unreachable("the rehearsal's stream ended early".to_owned()))
+        };
+        timeout(REHEARSAL_DEADLINE, run).await.unwrap_or(Err(GuestError::Deadline("Execute")))
     }
 
     /// Warms the contexts and freezes the guest for a snapshot.

@@ -53,7 +53,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 machine_id: uuid::Uuid::new_v4().simple().to_string(),
                 token: TOKEN.to_owned(),
                 env: [("CAPSULE".to_owned(), "example".to_owned())].into(),
-                rehearse: rest.iter().any(|arg| arg == "rehearse"),
             };
             println!("{:?}", client.activate(request(message)?).await?.into_inner());
         }
@@ -74,7 +73,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
             }
         }
         "execute" => {
-            let message = RunRequest { code: rest.join("\n"), timeout_ms: 60_000, ..RunRequest::default() };
+            let rehearsal = rest.is_empty();
+            let code = rest.join("\n");
+            let message = RunRequest { code, timeout_ms: 60_000, rehearsal, ..RunRequest::default() };
             let mut events = client.execute(request(message)?).await?.into_inner();
             while let Some(event) = events.message().await? {
                 println!("{:?}", event.event);

@@ -8,7 +8,7 @@ use crate::{
     gate::{Gate, Phase},
     grpc::Service,
     process::Processes,
-    snapshot::{Guest, clock::Clock},
+    snapshot::{Guest, clock::Clock, identity::Names},
     user::{self, UserError},
 };
 use connection::{Connection, Connections};
@@ -98,7 +98,7 @@ fn build(config: &ServiceConfig, gate: &Arc<Gate>) -> Result<Service, ServeError
     };
     let processes =
         Processes::new(users.clone()).map_err(|error| ServeError::Folder(config.cgroup.clone(), error))?;
-    let guest = Guest::new(clock, users, runtimes, config.run_dir.clone());
+    let guest = Guest::new(clock, users, runtimes, Names::new(&config.run_dir));
     Ok(Service::new(Arc::clone(gate), guest, processes))
 }
 

@@ -9,9 +9,10 @@ use hearth_proto::metadata::ENVD_PORT;
 use nix::sys::signal::SigSet;
 use std::{io, net::SocketAddr, time::Duration};
 
-/// Threads for blocking calls (sync, freeze, name files): few at a time, and gone when idle.
+/// Threads for blocking calls (files, freeze): few at a time, and gone when idle, so that none is in a snapshot to end
+/// after its restore.
 const BLOCKING_THREADS_MAX: usize = 4;
-const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(1);
+const BLOCKING_KEEP_ALIVE: Duration = Duration::from_millis(20);
 /// How long the end waits for blocking calls.
 const END_LIMIT: Duration = Duration::from_millis(500);
 

@@ -9,9 +9,9 @@ pub mod prepare;
 use crate::cgroup::Cgroup;
 use clock::Clock;
 use hearth_runtimes::Runtimes;
+use identity::Names;
 use std::{
     collections::HashMap,
-    path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -23,15 +23,15 @@ pub struct Guest {
     pub users: Cgroup,
     /// The kernels.
     pub runtimes: Runtimes,
-    /// A folder on a tmpfs, ours alone.
-    pub run_dir: PathBuf,
+    /// Where its names are written.
+    pub names: Names,
     env: RwLock<Arc<HashMap<String, String>>>,
 }
 
 impl Guest {
     /// A guest without an environment.
-    pub fn new(clock: Clock, users: Cgroup, runtimes: Runtimes, run_dir: PathBuf) -> Self {
-        Self { clock, users, runtimes, run_dir, env: RwLock::default() }
+    pub fn new(clock: Clock, users: Cgroup, runtimes: Runtimes, names: Names) -> Self {
+        Self { clock, users, runtimes, names, env: RwLock::default() }
     }
 
     /// The capsule's environment.

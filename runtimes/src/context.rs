@@ -48,8 +48,7 @@ pub(crate) struct Queued {
 #[derive(Debug)]
 pub(crate) enum Control {
     Warm(oneshot::Sender<Result<(), RuntimeError>>),
-    Reseed(Vec<u8>, oneshot::Sender<()>),
-    Rehearse(oneshot::Sender<()>),
+    Reseed(oneshot::Sender<()>),
 }
 
 /// A context, from outside.
@@ -88,18 +87,9 @@ impl Context {
 
     /// Reseeds the kernel if it is idle. A busy one is reseeded before its next run, which this does not
     /// wait for.
-    pub(crate) async fn reseed(&self, seed: Vec<u8>) -> Result<(), RuntimeError> {
-        self.ask_idle(|reply| Control::Reseed(seed, reply)).await
-    }
-
-    /// Rehearses the kernel if it is idle.
-    pub(crate) async fn rehearse(&self) -> Result<(), RuntimeError> {
-        self.ask_idle(Control::Rehearse).await
-    }
-
-    async fn ask_idle(&self, ask: impl FnOnce(oneshot::Sender<()>) -> Control) -> Result<(), RuntimeError> {
+    pub(crate) async fn reseed(&self) -> Result<(), RuntimeError> {
         let (reply, answer) = oneshot::channel();
-        self.control.send(ask(reply)).await.map_err(|_| RuntimeError::Ended)?;
+        self.control.send(Control::Reseed(reply)).await.map_err(|_| RuntimeError::Ended)?;
         let mut busy = self.busy.clone();
         tokio::select! {
             // An answer counts even when the next run has begun since.

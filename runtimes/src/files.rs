@@ -4,8 +4,9 @@
 //! may lead through links he made.
 
 mod artifacts;
+mod watched;
 
-pub(crate) use artifacts::{Listing, changed};
+pub(crate) use watched::Watched;
 
 use crate::{config::User, run::File};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};

@@ -38,22 +38,14 @@ impl Runtimes {
         self.context(language, "")?.warm().await
     }
 
-    /// Mixes `seed` into every pseudo-random generator of every idle kernel, to be called after a restore
-    /// and before anything runs. Fails closed: a kernel that does not confirm in time is killed and started
-    /// anew at its next use. A busy kernel is reseeded before its next run.
-    pub async fn reseed(&self, seed: &[u8]) -> Result<(), RuntimeError> {
+    /// Gives every pseudo-random generator of every idle kernel a state from the system's randomness, to be called
+    /// after a restore, once the system itself has been reseeded, and before anything runs. A kernel in which no
+    /// user code has run yet is reseeded by the request that brings the first: nobody can see its state before, and
+    /// waking it twice costs tens of milliseconds under software emulation. Fails closed: a kernel that does not
+    /// confirm in time is killed and started anew at its next use. A busy kernel is reseeded before its next run.
+    pub async fn reseed(&self) -> Result<(), RuntimeError> {
         let contexts = self.contexts();
-        let all = contexts.iter().map(|context| context.reseed(seed.to_vec()));
-        futures::future::join_all(all).await.into_iter().collect()
-    }
-
-    /// Runs common cells without a trace in every idle kernel, so that the first real one is fast after a
-    /// restore (code pages are there, translations are made). Never an error that matters: a kernel that
-    /// fails here is replaced at its next use.
-    pub async fn rehearse(&self) -> Result<(), RuntimeError> {
-        let contexts = self.contexts();
-        let all = contexts.iter().map(Context::rehearse);
-        futures::future::join_all(all).await.into_iter().collect()
+        futures::future::join_all(contexts.iter().map(Context::reseed)).await.into_iter().collect()
     }
 
     /// Replaces the default environment of later runs, on top of what kernels start with.

@@ -324,10 +324,15 @@ async fn bring_up(
     let handshake = Instant::now();
     let guest = Guest::new(vmm.netns.clone());
     let identity = Identity { hostname: wish.id.to_string(), env: wish.env };
-    let reply = guest.activate(identity, wish.park).await?;
+    let reply = guest.activate(identity).await?;
     step("handshake", handshake);
     tracing::debug!(steps = ?reply.step_us, "guest activated");
     if wish.park {
+        let rehearse = Instant::now();
+        for language in &template.snapshot.manifest.languages {
+            guest.rehearse(language).await?;
+        }
+        step("rehearse", rehearse);
         let park = Instant::now();
         qemu::stop(&vmm.qmp).await?;
         step("park", park);

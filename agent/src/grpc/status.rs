@@ -25,7 +25,7 @@ impl From<AgentError> for Status {
             AgentError::Guest(GuestError::Deadline(_)) => Code::DeadlineExceeded,
             AgentError::Launch(_)
             | AgentError::Vmm(_)
-            | AgentError::Guest(GuestError::Randomness(_))
+            | AgentError::Guest(GuestError::Randomness(_) | GuestError::Rehearsal(_))
             | AgentError::Store(_)
             | AgentError::Template(_) => Code::Internal,
         };

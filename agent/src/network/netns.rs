@@ -100,6 +100,17 @@ impl Netns {
     }
 }
 
+impl Netns {
+    /// TCP connections of the namespace that still tie up their far ends: all but those in TIME_WAIT.
+    pub fn connections(&self) -> Result<usize, NetworkError> {
+        // proc_pid_net(5): a heading, then one socket a line, its state in hexadecimal in the fourth column.
+        const TIME_WAIT: &str = "06";
+        let table = self.inside(|| fs::read_to_string("/proc/thread-self/net/tcp"))?;
+        let states = table.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().nth(3));
+        Ok(states.filter(|state| *state != TIME_WAIT).count())
+    }
+}
+
 /// A tap that ends with its last descriptor.
 fn open_tap() -> io::Result<OwnedFd> {
     let tap = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
@@ -155,6 +166,27 @@ async fn configure() -> Result<(), NetworkError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn open_connections_are_counted() {
+        use std::net::{TcpListener, TcpStream};
+        let (netns, _tap) = Netns::create().unwrap();
+        assert_eq!(netns.connections().unwrap(), 0);
+        let (listener, client, server) = netns
+            .inside(|| {
+                let listener = TcpListener::bind((GuestNetwork::HOST, 0))?;
+                let client = TcpStream::connect(listener.local_addr()?)?;
+                let server = listener.accept()?.0;
+                Ok((listener, client, server))
+            })
+            .unwrap();
+        drop(listener);
+        assert_eq!(netns.connections().unwrap(), 2);
+        drop(client);
+        assert!(netns.connections().unwrap() > 0, "the other end has not closed");
+        drop(server);
+        assert_eq!(netns.connections().unwrap(), 0);
+    }
 
     #[test]
     fn a_socket_made_inside_sees_only_the_namespace() {

@@ -34,6 +34,9 @@ use tokio::{sync::watch, time};
 const BOOT_DEADLINE: Duration = Duration::from_secs(120);
 /// Between two attempts to reach a booting guest: nothing announces that its network is up.
 const DIAL_PAUSE: Duration = Duration::from_millis(100);
+/// Closing a connection takes two packets each way.
+const HANG_UP_DEADLINE: Duration = Duration::from_secs(5);
+const HANG_UP_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why a build failed.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +115,8 @@ pub async fn build(
     if let Err(source) = guest.prepare(recipe.languages.clone()).await {
         return Err(BuildError::Guest { source, console: vmm.console_log() });
     }
+    drop(guest);
+    hang_up(&vmm).await;
     say("contexts are warm and frozen; saving the device state");
     let draft = templates.store.draft()?;
     qemu::stop(&vmm.qmp).await?;
@@ -144,7 +149,7 @@ async fn come_up(vmm: &Vmm, guest: &Guest) -> Result<(), BuildError> {
     let deadline = Instant::now() + BOOT_DEADLINE;
     loop {
         let identity = Identity { hostname: "template".to_owned(), env: HashMap::new() };
-        let reason = match guest.activate(identity, false).await {
+        let reason = match guest.activate(identity).await {
             Ok(_) => return Ok(()),
             Err(GuestError::Unreachable(reason)) => reason,
             Err(source) => return Err(BuildError::Guest { source, console: vmm.console_log() }),
@@ -158,6 +163,21 @@ async fn come_up(vmm: &Vmm, guest: &Guest) -> Result<(), BuildError> {
         }
         time::sleep(DIAL_PAUSE).await;
     }
+}
+
+/// Waits until the guest has closed its end of the calls' connection: in a snapshot it would be one to nobody, and each
+/// restored guest would have to find that out.
+async fn hang_up(vmm: &Vmm) {
+    let deadline = Instant::now() + HANG_UP_DEADLINE;
+    while Instant::now() < deadline {
+        let netns = vmm.netns.clone();
+        match tokio::task::spawn_blocking(move || netns.connections()).await {
+            Ok(Ok(0)) => return,
+            Ok(Ok(_)) => time::sleep(HANG_UP_PAUSE).await,
+            Ok(Err(_)) | Err(_) => break,
+        }
+    }
+    tracing::warn!("the guest keeps a connection of the build; restores will be slower for it");
 }
 
 /// The blocking part: disk, memory, manifest. Returns the bytes of the memory layer.

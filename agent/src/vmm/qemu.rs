@@ -65,7 +65,8 @@ pub fn cpu_model(accelerator: Accelerator) -> &'static str {
 fn kernel_command_line(clock: &str) -> String {
     format!(
         "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t mitigations=off init_on_alloc=0 nowatchdog \
-         transparent_hugepage=never cpuidle.off=1 rcupdate.rcu_normal_after_boot=1 {clock} \
+         transparent_hugepage=never cpuidle.off=1 rcupdate.rcu_normal_after_boot=1 psi=0 lsm= audit=0 \
+         kfence.sample_interval=0 {clock} \
          hearth.ip={}/{} hearth.gw={}",
         GuestNetwork::GUEST,
         GuestNetwork::PREFIX,
@@ -145,7 +146,8 @@ pub fn arguments(name: &str, size: Size, accelerator: Accelerator, purpose: &Pur
         "-netdev",
         tap,
         "-device",
-        &format!("virtio-net-device,netdev=net0,mac={mac}"),
+        // A restored guest has nobody to announce itself to.
+        &format!("virtio-net-device,netdev=net0,mac={mac},guest_announce=off"),
         "-object",
         "rng-random,id=rng,filename=/dev/urandom",
         "-device",

@@ -8,11 +8,11 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-const DRAW: &str = "import json, os, random, secrets, socket, tempfile, uuid\nimport numpy\n\
+const DRAW: &str = "import json, os, random, secrets, socket, ssl, tempfile, uuid\nimport numpy\n\
     print(json.dumps([str(random.random()), str(uuid.uuid4()), os.urandom(16).hex(), str(numpy.random.rand()), \
     secrets.token_hex(8), str(numpy.random.default_rng().random()), str(uuid.uuid1()), socket.gethostname(), \
     open('/etc/machine-id').read().strip(), open('/proc/sys/kernel/random/boot_id').read().strip(), \
-    os.path.basename(tempfile.mktemp())]))";
+    os.path.basename(tempfile.mktemp()), ssl.RAND_bytes(8).hex()]))";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_two_capsules_draw_the_same_numbers() {
@@ -29,7 +29,7 @@ async fn no_two_capsules_draw_the_same_numbers() {
         let answer = service.execute(DRAW).await.unwrap();
         sources.insert(answer.text("/timings/source").to_owned());
         let drawn: Vec<String> = serde_json::from_str(answer.text("/stdout").trim()).expect("a list");
-        assert_eq!(drawn.len(), 11);
+        assert_eq!(drawn.len(), 12);
         for value in drawn {
             assert!(seen.insert(value.clone()), "{value} was drawn by two capsules");
         }

@@ -35,13 +35,8 @@ pub fn check(request: ActivateRequest) -> Result<Checked, Status> {
         .map_err(|error| Status::invalid_argument(error.to_string()))?;
     let identity = Identity::new(request.hostname, request.machine_id)
         .map_err(|error| Status::invalid_argument(error.to_string()))?;
-    let activation = Activation {
-        entropy: request.entropy,
-        realtime_ns: request.realtime_ns,
-        identity,
-        env: request.env,
-        rehearse: request.rehearse,
-    };
+    let activation =
+        Activation { entropy: request.entropy, realtime_ns: request.realtime_ns, identity, env: request.env };
     Ok(Checked { activation, token: request.token })
 }
 

@@ -4,9 +4,6 @@ use super::{Guest, entropy, identity::Identity};
 use hearth_runtimes::RuntimeError;
 use std::{collections::HashMap, io, time::Instant};
 
-/// Bytes from the reseeded kernel for the generators inside idle kernels.
-const SEED_BYTES: usize = 64;
-
 /// What a capsule is given when it comes to life. Checked.
 #[derive(Debug)]
 pub struct Activation {
@@ -18,8 +15,6 @@ pub struct Activation {
     pub identity: Identity,
     /// Its environment.
     pub env: HashMap<String, String>,
-    /// Whether idle kernels run a cell of their own before they serve.
-    pub rehearse: bool,
 }
 
 /// Which step failed.
@@ -40,9 +35,6 @@ pub enum ActivateError {
     /// A kernel kept its generators' state.
     #[error("a kernel cannot be reseeded")]
     Reseed(#[source] RuntimeError),
-    /// A kernel did not answer.
-    #[error("a kernel cannot rehearse")]
-    Rehearse(#[source] RuntimeError),
 }
 
 /// How long the steps took, in microseconds, in their order.
@@ -50,29 +42,25 @@ pub type StepTimes = Vec<(&'static str, u64)>;
 
 /// Takes the steps. After an error the guest is not fit to serve.
 pub async fn activate(guest: &Guest, activation: Activation) -> Result<StepTimes, ActivateError> {
-    let mut watch = Stopwatch { last: Instant::now(), times: Vec::with_capacity(6) };
+    let mut watch = Stopwatch { last: Instant::now(), times: Vec::with_capacity(5) };
     entropy::add(&activation.entropy).map_err(ActivateError::Entropy)?;
     watch.lap("entropy");
     guest.clock.set_ns(activation.realtime_ns).map_err(ActivateError::Clock)?;
     watch.lap("clock");
     let boot_id = uuid::Builder::from_random_bytes(random()?).into_uuid().to_string();
-    activation.identity.assume(&boot_id, &guest.run_dir).map_err(ActivateError::Identity)?;
+    guest.names.assume(&activation.identity, &boot_id).map_err(ActivateError::Identity)?;
     guest.set_env(activation.env);
     watch.lap("identity");
     guest.users.thaw().map_err(ActivateError::Thaw)?;
     watch.lap("thaw");
-    guest.runtimes.reseed(&random::<SEED_BYTES>()?).await.map_err(ActivateError::Reseed)?;
+    guest.runtimes.reseed().await.map_err(ActivateError::Reseed)?;
     watch.lap("reseed");
-    if activation.rehearse {
-        guest.runtimes.rehearse().await.map_err(ActivateError::Rehearse)?;
-        watch.lap("rehearse");
-    }
     Ok(watch.times)
 }
 
 /// Straight from the kernel: a generator of our own would be in the snapshot.
-fn random<const N: usize>() -> Result<[u8; N], ActivateError> {
-    let mut bytes = [0; N];
+fn random() -> Result<[u8; 16], ActivateError> {
+    let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| ActivateError::Entropy(error.into()))?;
     Ok(bytes)
 }

@@ -1,11 +1,20 @@
 //! Who a capsule is: host name, machine id, boot id. Clones of one snapshot must not share them.
 
 use nix::mount::{MsFlags, mount};
-use std::{fs, io, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::{FileExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The address Debian gives the machine's own name, so that the name resolves (sudo(8) looks it up).
 const OWN_ADDRESS: &str = "127.0.1.1";
+/// More than this of a hosts file is not kept.
+const HOSTS_BYTES_MAX: u64 = 1 << 20;
 
 /// A capsule's names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,24 +48,84 @@ impl Identity {
         }
         Ok(Self { hostname, machine_id })
     }
+}
 
-    /// Takes the names on. `boot_id` is a fresh UUID in text form, kept in `run_dir` and mounted over the kernel's.
-    pub fn assume(&self, boot_id: &str, run_dir: &Path) -> io::Result<()> {
-        nix::unistd::sethostname(&self.hostname)?;
-        fs::write("/etc/hostname", format!("{}\n", self.hostname))?;
-        let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
-        fs::write("/etc/hosts", with_own_name(&hosts, &self.hostname))?;
-        fs::write("/etc/machine-id", format!("{}\n", self.machine_id))?;
-        cover_boot_id(boot_id, &run_dir.join("boot_id"))
+/// The files that hold a capsule's names. They are on a tmpfs and mounted over their places in /etc and /proc, as
+/// container engines do: in the first moments after a restore every page and every line of the kernel's code that a
+/// write touches costs time, and a disk's file system touches many.
+#[derive(Debug)]
+pub struct Names {
+    folder: PathBuf,
+    open: Mutex<Option<Files>>,
+}
+
+/// The open files: finding them again by name would cost more than writing them.
+#[derive(Debug)]
+struct Files {
+    hostname: File,
+    hosts: File,
+    machine_id: File,
+    boot_id: File,
+}
+
+impl Names {
+    /// Nothing is mounted yet; `run_dir` is a folder on a tmpfs, ours alone.
+    pub fn new(run_dir: &Path) -> Self {
+        Self { folder: run_dir.join("names"), open: Mutex::default() }
+    }
+
+    /// Takes the names on. `boot_id` is a fresh UUID in text form.
+    pub fn assume(&self, identity: &Identity, boot_id: &str) -> io::Result<()> {
+        nix::unistd::sethostname(&identity.hostname)?;
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = match &mut *open {
+            Some(files) => files,
+            none => none.insert(Files::mount(&self.folder)?),
+        };
+        replace(&files.hostname, &format!("{}\n", identity.hostname))?;
+        replace(&files.machine_id, &format!("{}\n", identity.machine_id))?;
+        replace(&files.boot_id, &format!("{boot_id}\n"))?;
+        let mut hosts = String::new();
+        files.hosts.seek(SeekFrom::Start(0))?;
+        // What is in it is the user's to say: whatever is not a hosts file is replaced by one.
+        if (&files.hosts).take(HOSTS_BYTES_MAX).read_to_string(&mut hosts).is_err() {
+            hosts.clear();
+        }
+        replace(&files.hosts, &with_own_name(&hosts, &identity.hostname))
     }
 }
 
-/// The kernel's own boot id is made once and has no way to be set.
-fn cover_boot_id(boot_id: &str, file: &Path) -> io::Result<()> {
-    fs::write(file, format!("{boot_id}\n"))?;
-    fs::set_permissions(file, fs::Permissions::from_mode(0o444))?;
-    if fs::read_to_string(BOOT_ID)?.trim_end() != boot_id {
-        mount(Some(file), BOOT_ID, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+impl Files {
+    fn mount(folder: &Path) -> io::Result<Self> {
+        fs::create_dir_all(folder)?;
+        let cover = |place: &str, mode: u32| {
+            let name = Path::new(place).file_name().unwrap_or(OsStr::new(place));
+            let path = folder.join(name);
+            // Also after a restart of the service, when the user may have written his own lines into it.
+            if !path.exists() {
+                fs::write(&path, fs::read(place).unwrap_or_default())?;
+                fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+                if !Path::new(place).exists() {
+                    File::create(place)?;
+                }
+                mount(Some(&path), place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+            }
+            File::options().read(true).write(true).open(path)
+        };
+        Ok(Self {
+            hostname: cover("/etc/hostname", 0o644)?,
+            hosts: cover("/etc/hosts", 0o644)?,
+            machine_id: cover("/etc/machine-id", 0o444)?,
+            boot_id: cover(BOOT_ID, 0o444)?,
+        })
+    }
+}
+
+/// Makes `text` the file's whole content.
+fn replace(file: &File, text: &str) -> io::Result<()> {
+    file.write_all_at(text.as_bytes(), 0)?;
+    if file.metadata()?.len() != text.len() as u64 {
+        file.set_len(text.len() as u64)?;
     }
     Ok(())
 }

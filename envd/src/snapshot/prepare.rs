@@ -4,7 +4,7 @@ use super::Guest;
 use crate::cgroup::FreezeError;
 use hearth_runtimes::RuntimeError;
 use std::{collections::HashMap, fs, io, time::Duration};
-use tokio::task::spawn_blocking;
+use tokio::sync::oneshot;
 
 /// Longest wait for user processes to stop. A process in the middle of disk I/O stops after it.
 const FREEZE_LIMIT: Duration = Duration::from_secs(5);
@@ -28,9 +28,9 @@ pub enum PrepareError {
     /// The saved seed is still there.
     #[error("{SAVED_SEED} cannot be removed")]
     Seed(#[source] io::Error),
-    /// A step's thread died.
-    #[error("a step ended without an answer")]
-    Thread(#[from] tokio::task::JoinError),
+    /// A step's thread did not start, or died.
+    #[error("a step has no thread")]
+    Thread(#[source] io::Error),
 }
 
 /// Takes the steps. After an error user processes run on and the environment is as it was.
@@ -41,7 +41,7 @@ pub async fn prepare(guest: &Guest, languages: &[String]) -> Result<(), PrepareE
     }
     forget_saved_seed().map_err(PrepareError::Seed)?;
     let users = guest.users.clone();
-    let frozen = spawn_blocking(move || {
+    let frozen = on_own_thread(move || {
         // Most is written while user processes may still run, so that they stand still for the rest only.
         nix::unistd::sync();
         let frozen = users.freeze(FREEZE_LIMIT);
@@ -58,6 +58,20 @@ pub async fn prepare(guest: &Guest, languages: &[String]) -> Result<(), PrepareE
     frozen.await?.map_err(PrepareError::Freeze)?;
     guest.set_env(HashMap::new());
     Ok(())
+}
+
+/// Does `work` on a thread that is gone afterwards: one of a pool would end after the restore, at the cost of whoever
+/// waits then.
+async fn on_own_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, PrepareError> {
+    let (reply, answer) = oneshot::channel();
+    let thread = std::thread::Builder::new().spawn(move || {
+        // The caller finishes also when its own caller hangs up.
+        let _gone = reply.send(work());
+    });
+    thread.map_err(PrepareError::Thread)?;
+    answer.await.map_err(|_| PrepareError::Thread(io::ErrorKind::BrokenPipe.into()))
 }
 
 fn forget_saved_seed() -> io::Result<()> {

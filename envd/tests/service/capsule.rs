@@ -79,7 +79,6 @@ pub fn activation() -> ActivateRequest {
         machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
         token: TOKEN.to_owned(),
         env: HashMap::from([("CAPSULE".to_owned(), "yes".to_owned())]),
-        rehearse: false,
     }
 }
 

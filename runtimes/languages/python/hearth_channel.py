@@ -28,6 +28,7 @@ HEAD = 16
 TAGS = {1: '"stdout"', 2: '"stderr"'}
 
 _quote = json.encoder.encode_basestring
+_decode = json.JSONDecoder().scan_once
 _pack = struct.Struct("<I").pack
 _unpack = struct.Struct("<I").unpack_from
 _os_read, _os_write, _thread_id = os.read, os.write, threading.get_ident
@@ -88,7 +89,7 @@ class Channel:
         self.record = HEAD
         self.end = HEAD
         self.deferred = b""
-        self.received = bytearray()
+        self.received = b""
         os.register_at_fork(after_in_child=self._forked)
 
     def _forked(self):
@@ -112,13 +113,13 @@ class Channel:
             if len(received) >= 4:
                 size = _unpack(received)[0] + 4
                 if len(received) >= size:
-                    message = json.loads(received[4:size])
-                    del received[:size]
-                    return message
+                    text = received[4:size].decode()
+                    self.received = received[size:]
+                    return _decode(text, 0)[0]
             data = _os_read(self.fd, 1 << 16)
             if not data:
                 return None
-            received += data
+            received = self.received = received + data
 
     def write(self, tag, text):
         """Holds `text` back in the window, or sends when it is full."""

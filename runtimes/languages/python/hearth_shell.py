@@ -17,6 +17,7 @@ import subprocess
 import sys
 import traceback
 import types
+from binascii import crc32
 
 import IPython
 from IPython.core import page
@@ -51,6 +52,10 @@ _plain_types = frozenset(
 )
 # What makes IPython look twice at a cell that is valid Python (or is no Python at all).
 _special = re.compile(r"^$|^[\s%!?/,;>]|\?|\r|\x0c|\bawait\b|\basync\s|create_task|^In \[|\n\.\.\.|\n>>>|\.\.\.:|\n\s*[%!]")
+
+
+# A cell of one simple statement, for certain: in a compound one `single` would show each value, not the last.
+_simple = re.compile(r"[^\n:;]+\n?\Z").match
 
 
 def _short(text):
@@ -131,6 +136,13 @@ class History(HistoryManager):
         self.shell.user_ns_hidden.update(names)
 
 
+class Compiler(CachingCompiler):
+    """Names cells as IPython does, by a checksum that costs less than its hash; the number makes names unique."""
+
+    def get_code_name(self, raw_code, transformed_code, number):
+        return "<ipython-input-%d-%08x>" % (number, crc32(transformed_code.encode("utf-8", "replace")))
+
+
 class Exit(ExitAutocall):
     """`exit` and `quit`: end the cell, not the kernel."""
 
@@ -141,6 +153,7 @@ class Exit(ExitAutocall):
 class Shell(InteractiveShell):
     """The shell of one kernel. `publish(kind, content)` sends a message; `channel` takes the text."""
 
+    compiler_class = Type(Compiler)
     displayhook_class = Type(Hook)
     display_pub_class = Type(Publisher)
 
@@ -377,10 +390,19 @@ class Shell(InteractiveShell):
         text = cell if cell.endswith("\n") else cell + "\n"
         compiler = self.compile
         name = compiler.cache(text, count, raw_code=cell)
-        tree = None
-        with contextlib.suppress(Exception):
-            tree = compile(text, name, "exec", compiler.flags | _only_ast, True)
-        if tree is None:
+        code = tree = None
+        # One simple statement needs no tree; what is none after all fails to compile here.
+        if _simple(cell):
+            try:
+                code = compile(text, name, "single", compiler.flags, True)
+            except Exception:
+                code = None
+        if code is None:
+            try:
+                tree = compile(text, name, "exec", compiler.flags | _only_ast, True)
+            except Exception:
+                tree = None
+        if code is None and tree is None:
             linecache.cache.pop(name, None)
             compiler._filename_map.pop(name, None)
             return self._run_slowly(cell)
@@ -399,7 +421,7 @@ class Shell(InteractiveShell):
             hook = self.displayhook
             sys.displayhook = hook
             hook.exec_result = result
-            failed = self._run_tree(tree, name, result)
+            failed = self._exec(code, result) if tree is None else self._run_tree(tree, name, result)
             self.last_execution_succeeded = not failed
             self.last_execution_result = result
             hook.exec_result = None
@@ -500,7 +522,7 @@ class Shell(InteractiveShell):
         history = self.history_manager = self.spare_history
         history.input_hist_parsed[:] = history.input_hist_raw[:] = [""]
         history.output_hist.clear()
-        self.compile = CachingCompiler()
+        self.compile = Compiler()
         if not hooks:
             self.events = self.spare_events
         display._, display.__, display.___ = "", "", ""

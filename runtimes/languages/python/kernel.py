@@ -2,23 +2,24 @@
 
 Serves Jupyter's `execute_request` over the transport of `hearth_channel`, one at a time, on the main
 thread. The environment of a run travels in the request's `metadata.hearth`: `env`, `cwd`, `stdin`
-(base64) hold for this run only; `default_env` from this run on. Messages of our own:
-`hearth_warm` (import and use what most code uses), `hearth_reseed` (fresh randomness after a restore),
-`hearth_rehearse` (an `execute_request` that leaves no trace); each ends with a `hearth_reply`, the
-last with `execute_reply`.
+(base64) hold for this run only; `default_env` from this run on; `reseed` asks for fresh randomness before
+the code. Messages of our own: `hearth_warm` (import and use what most code uses), `hearth_reseed` (fresh
+randomness after a restore), `hearth_rehearse` (an `execute_request` that leaves no trace); each ends with
+a `hearth_reply`, the last with `execute_reply`.
 """
 
+import _signal
 import base64
 import builtins
 import faulthandler
 import gc
 import getpass
-import hashlib
 import importlib
 import importlib.util
 import mmap
 import os
 import signal
+import struct
 import sys
 
 from hearth_channel import Channel, OutStream
@@ -66,6 +67,8 @@ class Kernel:
         self.main = channel.main
         self.interruptible = False
         self.has_stdin = False
+        # Whether code that is not ours has run here.
+        self.ran = False
         self.originals = {}
         self.streams = (OutStream(channel, 1, "<stdout>"), OutStream(channel, 2, "<stderr>"))
         sys.stdout, sys.stderr = self.streams
@@ -119,6 +122,8 @@ class Kernel:
             kind = header["msg_type"]
             channel.set_parent(header["msg_id"])
             if kind == "execute_request":
+                self.take_seed(message)
+                self.ran = True
                 self.execute(message)
             elif kind == "hearth_rehearse":
                 self.rehearse(message)
@@ -126,13 +131,22 @@ class Kernel:
                 self.warm()
                 channel.send("hearth_reply", {"status": "ok"})
             elif kind == "hearth_reseed":
-                reseed(base64.b64decode(message["content"]["seed"]))
+                reseed(self.ran)
                 channel.send("hearth_reply", {"status": "ok"})
             else:
                 channel.send("hearth_reply", {"status": "error"})
             if channel.child:
                 # A forked child that ran to the end of the cell has nothing more to do here.
                 os._exit(0)
+
+    def take_seed(self, message):
+        """Reseeds if the request says so. Without fresh randomness no code runs: then the process ends."""
+        try:
+            if (metadata := message.get("metadata")) and metadata["hearth"].get("reseed"):
+                reseed(self.ran)
+        except BaseException as error:
+            print("cannot reseed: %r" % (error,), file=sys.__stderr__)
+            os._exit(70)
 
     def execute(self, message):
         """Runs one cell and replies."""
@@ -153,7 +167,8 @@ class Kernel:
             self.interruptible = False
             head[2] = 2
             shell.showtraceback()
-        if signal.getsignal(signal.SIGINT) != self.on_interrupt:
+        # Not `signal.getsignal`, which turns the answer into an enumeration's member or fails to.
+        if _signal.getsignal(_signal.SIGINT) != self.on_interrupt:
             signal.signal(signal.SIGINT, self.on_interrupt)
         for step in reversed(undo):
             try:
@@ -218,6 +233,7 @@ class Kernel:
 
     def rehearse(self, message):
         """Runs a cell as `execute` does, without a trace."""
+        self.take_seed(message)
         if builtins.print is not self.print or sys.gettrace() or sys.getprofile():
             # Someone watches: a rehearsal would be seen.
             self.channel.reply("execute_reply", '{"status":"ok","execution_count":0}')
@@ -259,27 +275,38 @@ def restore(variables):
             os.environ[name] = value
 
 
-def reseed(seed):
-    """Gives every generator in this process that must differ between clones a state from `seed`."""
+def reseed(ran):
+    """Gives every generator in this process that must differ between clones a state from the system's randomness.
+
+    `ran`: whether code that is not ours has run here.
+    """
     modules = sys.modules
-
-    def derive(label):
-        return hashlib.sha512(seed + label).digest()
-
     if "random" in modules:
-        modules["random"].seed(derive(b"random"))
+        modules["random"].seed()
     if "numpy.random" in modules:
-        words = memoryview(derive(b"numpy")).cast("I")
-        modules["numpy.random"].seed([int(word) for word in words])
-    if "_ssl" in modules:
-        modules["_ssl"].RAND_add(derive(b"ssl"), 64.0)
+        reseed_numpy(modules["numpy.random"])
+    # OpenSSL draws its first seed when it is first asked for randomness, which warming does not do.
+    if ran and "_ssl" in modules:
+        modules["_ssl"].RAND_add(os.urandom(64), 64.0)
     if "tempfile" in modules:
         modules["tempfile"]._name_sequence = None
     if "uuid" in modules:
         modules["uuid"]._last_timestamp = None
     if "multiprocessing.process" in modules:
         process = modules["multiprocessing.process"]
-        process.current_process().authkey = os.urandom(32)
+        process._current_process._config["authkey"] = process.AuthenticationString(os.urandom(32))
+
+
+def reseed_numpy(random):
+    """The state of numpy's global generator, all of it: `seed()` would go through much more code."""
+    legacy = random.mtrand._rand
+    kind = type(legacy._bit_generator)
+    if kind.__name__ == "MT19937":
+        key = struct.unpack("=624I", os.urandom(2496))
+        state = {"bit_generator": "MT19937", "state": {"key": key, "pos": 624}}
+        legacy.set_state({**state, "has_gauss": 0, "gauss": 0.0})
+    else:
+        random.set_bit_generator(kind())
 
 
 def main():

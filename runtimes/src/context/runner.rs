@@ -4,13 +4,12 @@ use super::{Control, DefaultEnv, Queued};
 use crate::{
     config::Config,
     error::RuntimeError,
-    files::{self, Listing},
+    files::{self, Watched},
     kernel::{Broken, Incoming, Kernel, Request, Settings},
     language::Language,
     output::Sink,
-    run::{self, Ended, File, Mailbox, Run, Stop},
+    run::{self, Ended, Run, Stop},
 };
-use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use futures::FutureExt;
 use hearth_proto::wire::run::{End, RunStatus};
 use std::{
@@ -18,13 +17,8 @@ use std::{
     path::{Path, PathBuf},
     process::ExitStatus,
     sync::Arc,
-    time::Duration,
 };
 use tokio::sync::{mpsc, watch};
-
-/// A rehearsal that takes longer is given up, with its kernel.
-const REHEARSAL: Duration = Duration::from_secs(5);
-const REHEARSAL_OUTPUT_BYTES: usize = 4 << 10;
 
 /// The state of one context.
 pub(super) struct Runner {
@@ -35,6 +29,12 @@ pub(super) struct Runner {
     kernel: Option<Kernel>,
     /// Kernels started so far.
     started: u32,
+    /// Whether user code has run in the kernel.
+    ran: bool,
+    /// The kernel is to be reseeded by its next request.
+    reseed_due: bool,
+    /// The directory of the last run, watched.
+    watched: Option<Watched>,
 }
 
 /// How a run is reported.
@@ -45,7 +45,17 @@ struct Verdict {
 
 impl Runner {
     pub(super) fn new(id: String, language: Language, config: Arc<Config>, env: Arc<DefaultEnv>) -> Self {
-        Self { id, language, config, env, kernel: None, started: 0 }
+        Self {
+            id,
+            language,
+            config,
+            env,
+            kernel: None,
+            started: 0,
+            ran: false,
+            reseed_due: false,
+            watched: None,
+        }
     }
 
     /// Serves until the last handle is dropped.
@@ -83,12 +93,8 @@ impl Runner {
             Control::Warm(reply) => {
                 let _gone = reply.send(self.warm().await);
             }
-            Control::Reseed(seed, reply) => {
-                self.reseed(seed).await;
-                let _gone = reply.send(());
-            }
-            Control::Rehearse(reply) => {
-                self.rehearse().await;
+            Control::Reseed(reply) => {
+                self.reseed().await;
                 let _gone = reply.send(());
             }
         }
@@ -102,33 +108,23 @@ impl Runner {
             self.discard().await;
             return Err(RuntimeError::Kernel(error.to_string()));
         }
+        // The first run of a restored capsule finds its directory watched.
+        if let Some(cwd) = self.kernel.as_ref().and_then(|kernel| kernel.cwd().ok()) {
+            self.watched = Watched::start(self.config.user.as_ref(), cwd).await;
+        }
         Ok(())
     }
 
     /// Fails closed: a kernel that does not confirm is killed, the next use starts another.
-    async fn reseed(&mut self, mut seed: Vec<u8>) {
+    async fn reseed(&mut self) {
         let Some(kernel) = &mut self.kernel else { return };
-        // No two contexts of one capsule agree either.
-        seed.extend_from_slice(self.id.as_bytes());
-        let request = Request::Reseed(BASE64.encode(seed));
-        if let Err(error) = kernel.call(&request, self.config.limits.reseed).await {
+        if !self.ran {
+            self.reseed_due = true;
+            return;
+        }
+        if let Err(error) = kernel.call(&Request::Reseed, self.config.limits.reseed).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "kernel not reseeded, killing it");
             self.discard().await;
-        }
-    }
-
-    async fn rehearse(&mut self) {
-        for cell in self.language.rehearsal() {
-            let Some(kernel) = &mut self.kernel else { return };
-            let mut sink = Sink::new(Mailbox::unread(), REHEARSAL_OUTPUT_BYTES);
-            let limits = run::Limits { timeout: REHEARSAL, grace: self.config.limits.interrupt_grace };
-            match run::drive(kernel, &Request::Rehearse(cell), &mut sink, limits).await {
-                Ended::Replied { stop: None, .. } => {}
-                ended => {
-                    tracing::warn!(?ended, "rehearsal failed, killing the kernel");
-                    self.discard().await;
-                }
-            }
         }
     }
 
@@ -145,6 +141,7 @@ impl Runner {
                 let name = format!("{}-{}", self.id, self.started);
                 let kernel = Kernel::start(&self.config, self.language, &name).await?;
                 self.started += 1;
+                (self.ran, self.reseed_due) = (false, false);
                 kernel
             }
         };
@@ -185,37 +182,80 @@ impl Runner {
 
     /// Runs on the kernel, which is there.
     async fn execute(&mut self, mut run: Run, sink: &mut Sink) -> Verdict {
-        let Some(kernel) = &mut self.kernel else {
-            return Verdict { status: RunStatus::KernelDied, count: 0 };
-        };
-        let files = std::mem::take(&mut run.files);
-        let before = match prepare(&self.config, kernel, &run, files).await {
-            Ok(before) => before,
-            Err((name, value)) => {
-                sink.explain(name, value);
-                return Verdict { status: RunStatus::Error, count: 0 };
-            }
-        };
-        let (version, defaults) = self.env.get();
-        let settings = Settings {
-            default_env: (version != kernel.env_version).then_some(&*defaults),
-            env: (!run.env.is_empty()).then_some(&run.env),
-            cwd: run.cwd.as_deref(),
-            stdin: run.stdin.take(),
-        };
-        kernel.env_version = version;
-        let oom_kills = kernel.oom_kills();
-        let limits = run::Limits { timeout: run.timeout, grace: self.config.limits.interrupt_grace };
-        let ended = run::drive(kernel, &Request::Execute(&run.code, settings), sink, limits).await;
-        let verdict = self.judge(ended, &run, oom_kills, sink).await;
-        if let Some((root, listing)) = before {
-            let found =
-                files::as_user(self.config.user.as_ref(), move || files::changed(&root, &listing)).await;
-            for artifact in found.unwrap_or_default() {
-                sink.artifact(artifact);
-            }
+        if let Err((name, value)) = self.prepare(&mut run).await {
+            sink.explain(name, value);
+            return Verdict { status: RunStatus::Error, count: 0 };
+        }
+        let mut verdict = Verdict { status: RunStatus::Ok, count: 0 };
+        let cells = if run.rehearsal { self.language.rehearsal() } else { &[run.code.as_str()] };
+        for cell in cells {
+            let Some(kernel) = &mut self.kernel else {
+                return Verdict { status: RunStatus::KernelDied, count: 0 };
+            };
+            let (version, defaults) = self.env.get();
+            let mut settings = Settings { reseed: self.reseed_due, ..Settings::default() };
+            self.reseed_due = false;
+            let oom_kills = kernel.oom_kills_before();
+            let limits = run::Limits { timeout: run.timeout, grace: self.config.limits.interrupt_grace };
+            let request = if run.rehearsal {
+                Request::Rehearse(cell, settings)
+            } else {
+                settings.default_env = (version != kernel.env_version).then_some(&*defaults);
+                settings.env = (!run.env.is_empty()).then_some(&run.env);
+                settings.cwd = run.cwd.as_deref();
+                settings.stdin = run.stdin.take();
+                kernel.env_version = version;
+                self.ran = true;
+                Request::Execute(cell, settings)
+            };
+            let ended = run::drive(kernel, &request, sink, limits).await;
+            verdict = self.judge(ended, &run, oom_kills, sink).await;
+        }
+        if run.artifacts {
+            self.report_artifacts(sink).await;
         }
         verdict
+    }
+
+    /// Writes the run's files and has its directory watched, if it asked for that. An error is the run's own.
+    async fn prepare(&mut self, run: &mut Run) -> Result<(), (&'static str, String)> {
+        if let Some(cwd) = &run.cwd
+            && !Path::new(cwd).is_dir()
+        {
+            return Err(("NotADirectoryError", format!("cwd: {cwd} is not a directory")));
+        }
+        let files = std::mem::take(&mut run.files);
+        if files.is_empty() && !run.artifacts {
+            return Ok(());
+        }
+        let cwd: PathBuf = match (&run.cwd, &self.kernel, &self.watched) {
+            (Some(cwd), ..) => cwd.into(),
+            // Nobody has changed the directory yet.
+            (None, Some(_), Some(watched)) if !self.ran => watched.root().to_owned(),
+            (None, Some(kernel), _) => kernel.cwd().map_err(|error| ("KernelDied", error.to_string()))?,
+            (None, None, _) => return Err(("KernelDied", "the context has no process".into())),
+        };
+        let user = self.config.user.as_ref();
+        if !files.is_empty() {
+            let folder = cwd.clone();
+            let written = files::as_user(user, move || files::write(&folder, files)).await;
+            let failed = |error: &dyn std::error::Error| ("OSError", error.to_string());
+            written.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+        }
+        if run.artifacts && !self.watched.as_ref().is_some_and(|watched| watched.is_current(&cwd)) {
+            self.watched = Watched::start(user, cwd).await;
+        }
+        Ok(())
+    }
+
+    /// Reports what the run made or changed in its directory; nothing is read when nothing was.
+    async fn report_artifacts(&mut self, sink: &mut Sink) {
+        let Some(watched) = self.watched.take_if(|watched| !watched.is_quiet()) else { return };
+        let (artifacts, next) = watched.changes(self.config.user.as_ref()).await;
+        self.watched = next;
+        for artifact in artifacts {
+            sink.artifact(artifact);
+        }
     }
 
     /// Turns how a run ended into its status, and puts away a kernel that cannot be used again.
@@ -288,32 +328,4 @@ async fn idle(kernel: &mut Option<Kernel>) {
         tracing::info!(error = &end as &dyn std::error::Error, "idle kernel ended");
         return;
     }
-}
-
-/// Writes the run's files and lists its directory, if it asked for that. An error is the run's own.
-async fn prepare(
-    config: &Config,
-    kernel: &Kernel,
-    run: &Run,
-    files: Vec<File>,
-) -> Result<Option<(PathBuf, Listing)>, (&'static str, String)> {
-    if let Some(cwd) = &run.cwd
-        && !Path::new(cwd).is_dir()
-    {
-        return Err(("NotADirectoryError", format!("cwd: {cwd} is not a directory")));
-    }
-    if files.is_empty() && !run.artifacts {
-        return Ok(None);
-    }
-    let cwd = match &run.cwd {
-        Some(cwd) => cwd.into(),
-        None => kernel.cwd().map_err(|error| ("KernelDied", error.to_string()))?,
-    };
-    let artifacts = run.artifacts;
-    let work = move || {
-        files::write(&cwd, files)?;
-        Ok::<_, files::FileError>(artifacts.then(|| (cwd.clone(), Listing::of(&cwd))))
-    };
-    let done = files::as_user(config.user.as_ref(), work).await;
-    done.map_err(|error| ("OSError", error.to_string()))?.map_err(|error| ("OSError", error.to_string()))
 }

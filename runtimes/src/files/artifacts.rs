@@ -19,7 +19,11 @@ const INLINE_TOTAL_MAX: u64 = 8 << 20;
 /// Regular files below a directory. Links are not followed; names that begin with a dot and `__pycache__`
 /// are skipped.
 #[derive(Debug, Default)]
-pub(crate) struct Listing(BTreeMap<PathBuf, Stamp>);
+pub(super) struct Listing {
+    files: BTreeMap<PathBuf, Stamp>,
+    /// Something was left out, for want of room or of the right to read.
+    cut: bool,
+}
 
 /// What changes when a file does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,19 +35,24 @@ struct Stamp {
 }
 
 impl Listing {
-    /// Lists `root`; what cannot be read is left out.
-    pub(crate) fn of(root: &Path) -> Self {
+    /// Lists `root`; what cannot be read is left out. `enter` is called with each directory before it is read.
+    pub(super) fn of(root: &Path, mut enter: impl FnMut(&Path)) -> Self {
         let mut listing = Self::default();
         let mut folders = vec![(root.to_owned(), 0)];
         let mut left = ENTRIES_MAX;
         while let Some((folder, depth)) = folders.pop() {
-            let Ok(entries) = fs::read_dir(&folder) else { continue };
+            enter(&folder);
+            let Ok(entries) = fs::read_dir(&folder) else {
+                listing.cut = true;
+                continue;
+            };
             for entry in entries.flatten() {
                 let name = entry.file_name();
                 if name.as_encoded_bytes().starts_with(b".") || name == "__pycache__" {
                     continue;
                 }
                 if left == 0 {
+                    listing.cut = true;
                     return listing;
                 }
                 left -= 1;
@@ -51,12 +60,19 @@ impl Listing {
                 let Ok(metadata) = entry.metadata() else { continue };
                 if metadata.is_dir() && depth < DEPTH_MAX {
                     folders.push((entry.path(), depth + 1));
+                } else if metadata.is_dir() {
+                    listing.cut = true;
                 } else if metadata.is_file() {
-                    listing.0.insert(entry.path(), stamp(&metadata));
+                    listing.files.insert(entry.path(), stamp(&metadata));
                 }
             }
         }
         listing
+    }
+
+    /// Is everything in it that should be?
+    pub(super) fn is_whole(&self) -> bool {
+        !self.cut
     }
 }
 
@@ -69,22 +85,21 @@ fn stamp(metadata: &Metadata) -> Stamp {
     }
 }
 
-/// Files below `root` that differ from `before`, with the content of small ones. Paths are relative to
+/// Files below `root` in `after` that differ from `before`, with the content of small ones. Paths are relative to
 /// `root`, in order.
-pub(crate) fn changed(root: &Path, before: &Listing) -> Vec<Artifact> {
-    let after = Listing::of(root);
+pub(super) fn changed(root: &Path, after: &Listing, before: &Listing) -> Vec<Artifact> {
     let mut inline_left = INLINE_TOTAL_MAX;
-    let fresh = after.0.into_iter().filter(|(path, stamp)| before.0.get(path) != Some(stamp));
-    let artifact = |(path, stamp): (PathBuf, Stamp)| {
+    let fresh = after.files.iter().filter(|(path, stamp)| before.files.get(*path) != Some(stamp));
+    let artifact = |(path, stamp): (&PathBuf, &Stamp)| {
         let inline = stamp.size <= INLINE_BYTES_MAX.min(inline_left);
-        let content = inline.then(|| fs::read(&path).ok()).flatten();
+        let content = inline.then(|| fs::read(path).ok()).flatten();
         // The file may have grown since it was listed.
         let content = content.filter(|content| content.len() as u64 <= INLINE_BYTES_MAX.min(inline_left));
         inline_left -= content.as_ref().map_or(0, |content| content.len() as u64);
         Artifact {
-            path: path.strip_prefix(root).unwrap_or(&path).display().to_string(),
+            path: path.strip_prefix(root).unwrap_or(path).display().to_string(),
             size: content.as_ref().map_or(stamp.size, |content| content.len() as u64),
-            mime: mime(&path).into(),
+            mime: mime(path).into(),
             content,
         }
     };
@@ -122,7 +137,8 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         fs::write(at("same.txt"), "1").unwrap();
         fs::write(at("changed.csv"), "1").unwrap();
-        let before = Listing::of(folder.path());
+        let listing = || Listing::of(folder.path(), |_| {});
+        let before = listing();
         fs::write(at("changed.csv"), "22").unwrap();
         fs::create_dir_all(at("sub/__pycache__")).unwrap();
         fs::write(at("sub/new.png"), "x").unwrap();
@@ -130,7 +146,7 @@ mod tests {
         fs::write(at(".hidden"), "x").unwrap();
         fs::write(at("large.bin"), vec![0; (1 << 20) + 1]).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", at("link")).unwrap();
-        let found = changed(folder.path(), &before);
+        let found = changed(folder.path(), &listing(), &before);
         let brief: Vec<_> = found.iter().map(|a| (a.path.as_str(), a.size, a.content.is_some())).collect();
         assert_eq!(
             brief,

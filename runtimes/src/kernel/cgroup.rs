@@ -1,9 +1,11 @@
 //! A kernel's cgroup (v2): limits, one kill for all its processes, and the count of OOM kills.
 
 use crate::config::Limits;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::{
     fs::{self, File, OpenOptions},
     io,
+    os::{fd::AsFd, unix::fs::FileExt},
     path::{Path, PathBuf},
 };
 
@@ -12,6 +14,8 @@ use std::{
 #[derive(Debug)]
 pub(super) struct Cgroup {
     path: PathBuf,
+    /// `memory.events`, and the OOM kills it told of when it was last read. None without the memory controller.
+    events: Option<(File, u64)>,
 }
 
 impl Cgroup {
@@ -29,7 +33,8 @@ impl Cgroup {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        let cgroup = Self { path };
+        let events = File::open(path.join("memory.events")).ok().map(|file| (file, 0));
+        let mut cgroup = Self { path, events };
         if let Some(bytes) = limits.memory_bytes {
             cgroup.set("memory.max", &bytes.to_string());
             cgroup.set("memory.swap.max", "0");
@@ -37,6 +42,7 @@ impl Cgroup {
         if let Some(count) = limits.processes {
             cgroup.set("pids.max", &count.to_string());
         }
+        cgroup.oom_kills();
         Ok(cgroup)
     }
 
@@ -57,8 +63,22 @@ impl Cgroup {
     }
 
     /// Processes killed by the memory limit so far.
-    pub(super) fn oom_kills(&self) -> Option<u64> {
-        parse_oom_kills(&fs::read_to_string(self.path.join("memory.events")).ok()?)
+    pub(super) fn oom_kills(&mut self) -> Option<u64> {
+        let (file, known) = self.events.as_mut()?;
+        let mut text = [0; 1024];
+        let count = file.read_at(&mut text, 0).ok()?;
+        *known = parse_oom_kills(std::str::from_utf8(&text[..count]).ok()?)?;
+        Some(*known)
+    }
+
+    /// The same, for the time before a run: the file is read only when the kernel says that it has changed since
+    /// (cgroups(7), "modified notification"), since reading it costs more than all else before a short run.
+    pub(super) fn oom_kills_before(&mut self) -> Option<u64> {
+        let (file, known) = self.events.as_ref()?;
+        match poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLPRI)], PollTimeout::ZERO) {
+            Ok(0) => Some(*known),
+            Ok(_) | Err(_) => self.oom_kills(),
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! since its media types rewrite bundles. Unknown members are ignored, unknown message types skipped.
 
 use super::Source;
-use jupyter_protocol::{ErrorOutput, ExecuteReply, ExecuteRequest, ReplyStatus, Stdio, StreamContent};
+use jupyter_protocol::{ErrorOutput, ExecuteRequest, ReplyStatus, Stdio, StreamContent};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, value::RawValue};
 use std::{borrow::Cow, collections::HashMap};
@@ -71,9 +71,13 @@ struct Bundle {
     data: Map<String, Value>,
 }
 
+/// `execute_reply`, and our own requests' replies: what of them is of use here. (jupyter_protocol's type collects all
+/// other members first.)
 #[derive(Deserialize)]
 struct Outcome {
     status: ReplyStatus,
+    #[serde(default)]
+    execution_count: u32,
 }
 
 impl Message {
@@ -96,9 +100,8 @@ impl Message {
             }
             "error" => Content::Error(serde_json::from_str(text)?),
             "execute_reply" => {
-                let reply: ExecuteReply = serde_json::from_str(text)?;
-                let count = u32::try_from(reply.execution_count.0).unwrap_or(u32::MAX);
-                Content::Reply { ok: matches!(reply.status, ReplyStatus::Ok), count }
+                let reply: Outcome = serde_json::from_str(text)?;
+                Content::Reply { ok: matches!(reply.status, ReplyStatus::Ok), count: reply.execution_count }
             }
             "hearth_reply" => {
                 let outcome: Outcome = serde_json::from_str(text)?;
@@ -124,16 +127,27 @@ pub(crate) struct Settings<'a> {
     /// Base64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stdin: Option<String>,
+    /// Fresh randomness first.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) reseed: bool,
+}
+
+impl Settings<'_> {
+    /// `None` when nothing is asked for.
+    fn some(&self) -> Option<&Self> {
+        let Self { default_env, env, cwd, stdin, reseed } = self;
+        let plain = default_env.is_none() && env.is_none() && cwd.is_none() && stdin.is_none() && !reseed;
+        (!plain).then_some(self)
+    }
 }
 
 /// A request, before it has an id.
 #[derive(Debug)]
 pub(crate) enum Request<'a> {
     Execute(&'a str, Settings<'a>),
-    Rehearse(&'a str),
+    Rehearse(&'a str, Settings<'a>),
     Warm,
-    /// Base64.
-    Reseed(String),
+    Reseed,
 }
 
 #[derive(Serialize)]
@@ -160,16 +174,10 @@ impl Request<'_> {
     /// The message's JSON text.
     pub(crate) fn encode(&self, id: &str) -> Result<Vec<u8>, serde_json::Error> {
         match self {
-            Self::Execute(code, settings) => {
-                let plain = settings.default_env.is_none()
-                    && settings.env.is_none()
-                    && settings.cwd.is_none()
-                    && settings.stdin.is_none();
-                write(id, "execute_request", (!plain).then_some(settings), execute(code))
-            }
-            Self::Rehearse(code) => write(id, "hearth_rehearse", None, execute(code)),
+            Self::Execute(code, settings) => write(id, "execute_request", settings.some(), execute(code)),
+            Self::Rehearse(code, settings) => write(id, "hearth_rehearse", settings.some(), execute(code)),
             Self::Warm => write(id, "hearth_warm", None, Map::new()),
-            Self::Reseed(seed) => write(id, "hearth_reseed", None, HashMap::from([("seed", seed.as_str())])),
+            Self::Reseed => write(id, "hearth_reseed", None, Map::new()),
         }
     }
 }

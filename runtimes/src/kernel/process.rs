@@ -195,8 +195,14 @@ impl Process {
         }
     }
 
-    pub(super) fn oom_kills(&self) -> Option<u64> {
-        self.cgroup.as_ref()?.oom_kills()
+    /// Processes that the memory limit has cost so far; `None` without a cgroup.
+    pub(super) fn oom_kills(&mut self) -> Option<u64> {
+        self.cgroup.as_mut()?.oom_kills()
+    }
+
+    /// The same, cheaper, for the time before a run.
+    pub(super) fn oom_kills_before(&mut self) -> Option<u64> {
+        self.cgroup.as_mut()?.oom_kills_before()
     }
 }
 

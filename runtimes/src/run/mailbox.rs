@@ -54,11 +54,6 @@ impl Mailbox {
         (Self(shared.clone()), RunStream(shared))
     }
 
-    /// A mailbox that nobody reads, for runs of our own. Its reader counts as present.
-    pub(crate) fn unread() -> Self {
-        Self(Arc::new(Shared::default()))
-    }
-
     /// Text of a stream; joined with the text before it.
     pub(super) fn chunk(&self, source: Source, data: &[u8]) {
         let mut state = self.0.lock();

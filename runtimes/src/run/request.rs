@@ -33,6 +33,8 @@ pub(crate) struct Run {
     pub(crate) max_output_bytes: usize,
     pub(crate) files: Vec<File>,
     pub(crate) artifacts: bool,
+    /// The language's own cells run instead of `code`, without a trace that user code can see.
+    pub(crate) rehearsal: bool,
 }
 
 /// A file to write before the run.
@@ -76,6 +78,7 @@ impl TryFrom<RunRequest> for Run {
             max_output_bytes,
             files: files(request.files)?,
             artifacts: request.artifacts,
+            rehearsal: request.rehearsal,
         })
     }
 }

@@ -49,6 +49,6 @@ async fn kernels_and_their_files_have_the_users_rights_and_no_more() {
     bed.code("os.symlink('/etc', 'link')").await.ok();
     let refused = bed.run(RunRequest { files: file("link/hearth-test"), ..request("1") }).await;
     assert_eq!(refused.status(), RunStatus::Error);
-    bed.runtimes.reseed(b"seed").await.unwrap();
+    bed.runtimes.reseed().await.unwrap();
     assert!(!bed.code("1").await.ok().end.fresh_kernel);
 }

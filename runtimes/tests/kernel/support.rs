@@ -92,10 +92,19 @@ impl Bed {
         collect(self.start(request).await).await
     }
 
+    /// Runs the language's own cells, without a trace.
+    pub async fn rehearse(&self) -> Output {
+        self.run(rehearsal()).await
+    }
+
     /// Runs code with a generous time limit.
     pub async fn code(&self, code: &str) -> Output {
         self.run(request(code)).await
     }
+}
+
+pub fn rehearsal() -> RunRequest {
+    RunRequest { rehearsal: true, artifacts: true, ..request("") }
 }
 
 pub fn request(code: &str) -> RunRequest {
