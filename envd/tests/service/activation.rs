@@ -91,8 +91,8 @@ async fn a_bad_activation_is_refused_and_changes_nothing() {
 #[tokio::test]
 async fn a_failed_activation_fails_closed() {
     let (capsule, mut client) = Capsule::active().await;
-    let run_dir = capsule.folder.path().join("run");
-    fs::rename(&run_dir, run_dir.with_extension("gone")).unwrap();
+    // Without the group of user processes, nothing can be thawed.
+    fs::remove_dir(capsule.cgroup.path()).unwrap();
     let status = client.activate(call(activation(), TOKEN)).await.unwrap_err();
     assert_eq!(status.code(), Code::Internal);
     assert_eq!(capsule.take_errors().len(), 1);
@@ -100,7 +100,7 @@ async fn a_failed_activation_fails_closed() {
         client.health(call(HealthRequest {}, TOKEN)).await.unwrap_err().code(),
         Code::FailedPrecondition
     );
-    fs::rename(run_dir.with_extension("gone"), &run_dir).unwrap();
+    fs::create_dir(capsule.cgroup.path()).unwrap();
     assert_eq!(client.activate(activation()).await.unwrap_err().code(), Code::Unauthenticated);
     client.activate(call(activation(), TOKEN)).await.unwrap();
 }
