@@ -245,6 +245,7 @@ fn wire(run: &Run) -> RunRequest {
             .map(|file| FileInput { path: file.path.clone(), content: file.content.clone() })
             .collect(),
         artifacts: run.artifacts,
+        rehearsal: false,
     }
 }
 
