@@ -24,6 +24,10 @@ pub struct AgentConfig {
     /// VMM processes that wait for a snapshot, per template.
     #[arg(long, env = "HEARTH_PARKED", default_value_t = 2)]
     pub parked: usize,
+    /// Whether a fresh memory image is filled with the template's working set when its first capsule is restored:
+    /// true or false. Without it, pages come only as they are touched.
+    #[arg(long, env = "HEARTH_PREFETCH", default_value_t = true, action = clap::ArgAction::Set)]
+    pub prefetch: bool,
     /// Most capsules on this host.
     #[arg(long, env = "HEARTH_MAX_CAPSULES", default_value_t = 100)]
     pub max_capsules: usize,
@@ -159,6 +163,7 @@ mod tests {
             vcpus: 0,
             image_budget_mb: 1,
             parked: 100,
+            prefetch: true,
             max_capsules: 0,
             uid_base: 0,
         };

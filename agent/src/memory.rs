@@ -16,6 +16,7 @@ pub mod image;
 pub mod layer;
 pub mod pager;
 pub mod stats;
+pub mod working_set;
 
 /// Bytes of a page. Hearth runs on x86-64 with 4 KiB pages; a manifest of another size is refused.
 pub const PAGE: usize = 4096;

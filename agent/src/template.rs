@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod recipe;
+pub mod working_set;
 
 use crate::{
     capsule::parking::Parking,
@@ -21,6 +22,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::sync::watch;
+use working_set::WorkingSet;
 
 /// Why a template cannot be had.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -51,6 +53,8 @@ pub struct Template {
     pub snapshot: Snapshot,
     /// The root filesystem below it.
     pub rootfs: std::path::PathBuf,
+    /// What its capsules touch first, once that is recorded.
+    pub working_set: WorkingSet,
 }
 
 /// Progress of a build that several callers may watch.
@@ -114,6 +118,10 @@ impl Templates {
             let outcome = templates.load_or_build(&recipe, &send).await;
             let progress = match outcome {
                 Ok(template) => {
+                    // Without one, restores only read their pages as they touch them.
+                    if let Err(error) = working_set::ensure(&templates, &template, &send).await {
+                        tracing::warn!(template = recipe.name, %error, "no working set could be recorded");
+                    }
                     let mut ready = templates.ready.lock().unwrap_or_else(PoisonError::into_inner);
                     ready.insert(recipe.name.to_owned(), template.clone());
                     Progress::Done(template)
@@ -174,7 +182,8 @@ impl Templates {
             return Ok(None);
         };
         fit::check(&snapshot.manifest, platform, &boot.rootfs_sha256).map_err(|misfit| misfit.to_string())?;
-        Ok(Some(Arc::new(Template { snapshot, rootfs: boot.files.rootfs.clone() })))
+        let working_set = WorkingSet::of(&snapshot).map_err(|error| error.to_string())?;
+        Ok(Some(Arc::new(Template { snapshot, rootfs: boot.files.rootfs.clone(), working_set })))
     }
 }
 

@@ -285,7 +285,7 @@ pub fn step(name: &'static str, start: Instant) {
 
 /// From a template to a capsule that answers: VMM, device state, vCPUs, handshake.
 /// Dropping the future half way gives everything back (the VMM is a guard).
-async fn restore(
+pub(crate) async fn restore(
     templates: &Arc<Templates>,
     template: &Arc<Template>,
     wish: Wish,
@@ -295,6 +295,9 @@ async fn restore(
     let mut vmm = templates.parking.take(template).await?;
     vmm.assign(wish.id).map_err(|error| AgentError::NoCapacity(format!("the VMM's record: {error}")))?;
     step("vmm", start);
+    if let Some(image) = vmm.image().filter(|image| image.is_fresh()) {
+        templates.prefetch(template, image.clone());
+    }
     let restored = bring_up(&vmm, template, wish, start).await;
     match restored {
         Ok(guest) => Ok((vmm, guest)),

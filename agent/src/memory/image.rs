@@ -11,7 +11,10 @@ use std::{
     io,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// Why an image cannot be had.
@@ -61,12 +64,18 @@ struct State {
 #[derive(Debug)]
 pub struct Image {
     path: PathBuf,
+    used: AtomicBool,
 }
 
 impl Image {
     /// The image's path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// True for the first caller only: the image is as empty as it was made, and about to be used.
+    pub fn is_fresh(&self) -> bool {
+        !self.used.swap(true, Ordering::Relaxed)
     }
 
     /// Bytes that it holds now.
@@ -108,6 +117,12 @@ impl Images {
         Ok(Self { folder: folder.to_owned(), current: Mutex::default() })
     }
 
+    /// Images in a folder that is no tmpfs of their own, for tests of their content.
+    #[cfg(test)]
+    pub(super) fn on(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), current: Mutex::default() }
+    }
+
     /// The image of a snapshot, made empty (all holes) when there is none.
     pub fn get(&self, key: &str, ram_bytes: u64) -> Result<Arc<Image>, ImageError> {
         let mut state = self.current.lock().unwrap_or_else(PoisonError::into_inner);
@@ -116,7 +131,7 @@ impl Images {
         }
         state.next += 1;
         let path = self.folder.join(format!("{key}-{}.img", state.next));
-        let image = Arc::new(Image { path: path.clone() });
+        let image = Arc::new(Image { path: path.clone(), used: AtomicBool::new(false) });
         create_sparse(&path, ram_bytes).map_err(|source| ImageError::File { path, source })?;
         state.by_key.insert(key.to_owned(), image.clone());
         Ok(image)

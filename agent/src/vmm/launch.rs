@@ -441,6 +441,11 @@ impl Drop for Folder {
 }
 
 impl Vmm {
+    /// The memory image it maps; none while a template is built.
+    pub fn image(&self) -> Option<&Arc<Image>> {
+        self.image.as_ref()
+    }
+
     /// Notes on disk which capsule the VMM runs.
     pub fn assign(&mut self, capsule: CapsuleId) -> io::Result<()> {
         self.record.capsule = Some(capsule);

@@ -48,7 +48,9 @@ async fn a_restored_capsule_answers_and_leaves_nothing() {
 #[tokio::test]
 async fn the_pager_serves_faults_from_the_store_when_the_image_is_evicted() {
     let dir = folder();
-    let mut agent = TestAgent::start(dir.path(), &[("HEARTH_PARKED", "0")]).await.unwrap();
+    // Nothing is filled ahead: every page that is not in the image has to be asked for.
+    let settings = [("HEARTH_PARKED", "0"), ("HEARTH_PREFETCH", "false")];
+    let mut agent = TestAgent::start(dir.path(), &settings).await.unwrap();
     agent.ensure_code().await.unwrap();
     let first = agent.restore(false).await.unwrap();
     let cold = agent.get(first).await.unwrap();

@@ -60,3 +60,29 @@ async fn twenty_at_once_with_a_pool_of_four_are_all_right() {
     service.pool("the pool to be full again", |pool| pool.parked == 4).await.unwrap();
     service.stop_clean().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evicted_image_is_filled_ahead_of_the_faults() {
+    let dir = folder();
+    let service = TestService::start(dir.path(), &[("HEARTH_POOL_TARGET", "0")]).await.unwrap();
+    let metrics = || async {
+        let text = service.get("/metrics").await.unwrap().body.as_str().unwrap_or_default().to_owned();
+        move |name: &str| -> f64 {
+            let value = |line: &str| line.strip_prefix(name)?.trim().parse::<f64>().ok();
+            text.lines().find_map(value).unwrap_or(0.0)
+        }
+    };
+    // The first capsule fills the image that the start left empty.
+    assert_eq!(service.execute("print(1)").await.unwrap().text("/stdout"), "1\n");
+    let filled = r#"hearth_agent_prefetched_pages_total{result="filled"}"#;
+    let before = metrics().await(filled);
+    assert!(before > 1000.0, "{before} pages");
+    assert_eq!(service.execute("print(2)").await.unwrap().text("/stdout"), "2\n");
+    assert_eq!(metrics().await(filled), before, "an image is filled once");
+    let evict = hearth_proto::wire::agent::EvictImageRequest { template: "code".to_owned() };
+    let evicted = service.agent().unwrap().evict_image(evict).await.unwrap().into_inner();
+    assert!(evicted.bytes > 4 << 20, "{evicted:?}");
+    assert_eq!(service.execute("print(3)").await.unwrap().text("/stdout"), "3\n");
+    assert!(metrics().await(filled) > before, "the fresh image was not filled");
+    service.stop_clean().unwrap();
+}
