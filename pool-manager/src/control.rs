@@ -22,11 +22,10 @@ use crate::{
     template::{alias, catalogue::Catalogue, ensure::Ensure},
 };
 use hearth_proto::wire::pool::pool_manager_server::PoolManagerServer;
-use hearth_service::{shutdown::Shutdown, socket};
+use hearth_service::{rpc, shutdown::Shutdown, socket};
 use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{net::UnixListener, sync::watch as level, task::JoinSet};
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
+use tonic::{service::Routes, transport::Server};
 
 /// The service; see [`PoolManager::start`].
 #[derive(Debug)]
@@ -99,11 +98,7 @@ async fn serve(listener: UnixListener, service: Service, shutdown: Shutdown) {
     let service = PoolManagerServer::new(service)
         .max_decoding_message_size(socket::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(socket::MESSAGE_BYTES_MAX);
-    let stop = shutdown.token();
-    let served = Server::builder()
-        .add_service(service)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
-        .await;
+    let served = rpc::serve(Server::builder(), Routes::new(service), listener, shutdown.token()).await;
     if let Err(error) = served {
         tracing::error!(%error, "the server ended");
     }
