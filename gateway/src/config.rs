@@ -11,11 +11,13 @@ use std::{
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 /// Holds [`FILES_BYTES_MAX`] as base64, plus code, standard input and JSON's own characters.
 const BODY_BYTES_MAX: usize = 24 << 20;
+/// The guest takes no more code.
 const CODE_BYTES_MAX: usize = 1 << 20;
 /// All files of one run together. They travel in one gRPC message of at most 16 MiB, with code and standard input.
 const FILES_BYTES_MAX: usize = 12 << 20;
 /// Ten minutes: longer work belongs into a capsule of its own.
 const TIMEOUT_MS_MAX: u64 = 600_000;
+/// The guest keeps no more of a stream.
 const OUTPUT_BYTES_MAX: u64 = 16 << 20;
 /// The longest timeout that a run can have at all.
 const RUN_TIMEOUT_MS_MAX: u64 = 3_600_000;
@@ -112,7 +114,10 @@ impl Config {
         check(self.database_url.is_some(), "DATABASE_URL is not set");
         check(self.database_connections > 0, "HEARTH_GATEWAY_DATABASE_CONNECTIONS must be at least 1");
         check(self.data_dir.is_absolute(), "HEARTH_DIR must be an absolute path");
-        check(self.max_code_bytes > 0, "HEARTH_MAX_CODE_BYTES must be at least 1");
+        check(
+            (1..=CODE_BYTES_MAX).contains(&self.max_code_bytes),
+            "HEARTH_MAX_CODE_BYTES must be from 1 to 1048576",
+        );
         check(
             self.max_code_bytes.saturating_add(self.max_files_bytes) <= MESSAGE_BYTES_MAX - (1 << 20),
             "HEARTH_MAX_CODE_BYTES and HEARTH_MAX_FILES_BYTES together must be at most 14 MiB",
@@ -123,8 +128,8 @@ impl Config {
             "HEARTH_MAX_TIMEOUT_MS must be from 1 to 3600000",
         );
         check(
-            (1..=64 << 20).contains(&self.max_output_bytes),
-            "HEARTH_MAX_OUTPUT_BYTES must be from 1 to 67108864",
+            (1..=OUTPUT_BYTES_MAX).contains(&self.max_output_bytes),
+            "HEARTH_MAX_OUTPUT_BYTES must be from 1 to 16777216",
         );
         check(self.max_requests > 0, "HEARTH_MAX_REQUESTS must be at least 1");
         check(self.max_connections > 0, "HEARTH_MAX_CONNECTIONS must be at least 1");
