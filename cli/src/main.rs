@@ -5,6 +5,7 @@ mod client;
 mod demo;
 mod doctor;
 mod down;
+mod ending;
 mod postgres;
 mod ps;
 mod roles;
