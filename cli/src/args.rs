@@ -27,6 +27,8 @@ pub enum Command {
     Run(RunArgs),
     /// List capsules
     Ps(PsArgs),
+    /// API keys
+    Keys(KeysArgs),
     /// What this machine has, what it lacks, and how to get it
     Doctor(DoctorArgs),
     /// Run only the agent
@@ -206,6 +208,25 @@ pub struct PsArgs {
     /// How the service is found.
     #[command(flatten)]
     pub client: ClientArgs,
+}
+
+/// API keys.
+#[derive(Debug, Clone, Args)]
+pub struct KeysArgs {
+    /// What to do with them.
+    #[command(subcommand)]
+    pub command: KeysCommand,
+}
+
+/// What can be done with API keys.
+#[derive(Debug, Clone, Subcommand)]
+pub enum KeysCommand {
+    /// Print the first API key, which is kept in the data folder
+    Show {
+        /// Data folder
+        #[arg(long, env = "HEARTH_DIR", default_value = "/var/lib/hearth")]
+        dir: PathBuf,
+    },
 }
 
 /// Looking at the machine.
