@@ -1,6 +1,6 @@
 //! `hearth up`: every role in this process, talking over Unix sockets as they would apart.
 
-use crate::{args::UpArgs, postgres::Postgres};
+use crate::{args::UpArgs, doctor, postgres::Postgres};
 use anyhow::{Context, bail};
 use hearth_agent::{agent::Agent, config::Layout};
 use hearth_gateway::Gateway;
@@ -35,10 +35,11 @@ impl Service {
     /// Starts database, agent, pool-manager and gateway, in this order.
     pub async fn start(args: UpArgs) -> anyhow::Result<Self> {
         let dir = args.place.dir.clone();
-        fs::create_dir_all(&dir).with_context(|| format!("the data folder {}", dir.display()))?;
-        if !nix::unistd::geteuid().is_root() {
-            bail!("hearth up needs root (namespaces, taps, mounts): use sudo");
+        let missing = doctor::missing(&args.place, &args.agent.qemu, args.gateway.database_url.is_some());
+        if !missing.is_empty() {
+            bail!("something is missing (`hearth doctor` shows everything):\n  {}", missing.join("\n  "));
         }
+        fs::create_dir_all(&dir).with_context(|| format!("the data folder {}", dir.display()))?;
         let pid_file = PidFile::create(&dir)?;
         hearth_service::metrics::install().context("the metrics registry")?;
         let (database, url) = match &args.gateway.database_url {
