@@ -24,6 +24,9 @@ const RUN_TIMEOUT_MS_MAX: u64 = 3_600_000;
 /// The sum of code, files, standard input and environment that still fits one gRPC message.
 const MESSAGE_BYTES_MAX: usize = 15 << 20;
 
+/// pool-manager's socket in the data folder.
+const POOL_SOCKET: &str = "pool.sock";
+
 /// Settings of the gateway.
 #[derive(Debug, Clone, clap::Args)]
 #[group(id = "gateway_config")]
@@ -40,13 +43,9 @@ pub struct Config {
     #[arg(long = "database-connections", env = "HEARTH_GATEWAY_DATABASE_CONNECTIONS", default_value_t = 8)]
     pub database_connections: u32,
 
-    /// Where pool-manager listens: unix:/path
-    #[arg(
-        long = "pool-manager",
-        env = "HEARTH_POOL_MANAGER",
-        default_value = "unix:/var/lib/hearth/pool.sock"
-    )]
-    pub pool_manager: String,
+    /// Where pool-manager listens: unix:/path; by default the socket `pool.sock` in the data folder
+    #[arg(long = "pool-manager", env = "HEARTH_POOL_MANAGER")]
+    pub pool_manager: Option<String>,
 
     /// Data folder: the first API key is kept here, in the file `api-key`
     #[arg(long = "dir", env = "HEARTH_DIR", default_value = "/var/lib/hearth")]
@@ -90,21 +89,16 @@ pub struct Config {
 }
 
 impl Config {
-    /// The settings of the environment, and defaults for the rest. For programs that run several roles at once and
-    /// set what the roles share.
-    ///
-    /// # Errors
-    /// A variable with a value that cannot be; the text names it.
-    pub fn from_env() -> Result<Self, String> {
-        let command = <Self as clap::Args>::augment_args(clap::Command::new("hearth"));
-        command
-            .try_get_matches_from(["hearth"])
-            .and_then(|matches| <Self as clap::FromArgMatches>::from_arg_matches(&matches))
-            .map_err(|error| error.to_string())
+    /// Where pool-manager listens.
+    pub(crate) fn pool_manager(&self) -> String {
+        match &self.pool_manager {
+            Some(endpoint) => endpoint.clone(),
+            None => hearth_service::socket::endpoint(&self.data_dir.join(POOL_SOCKET)),
+        }
     }
 
     /// Checks the settings as a whole; every fault is one line.
-    pub(crate) fn faults(&self) -> Vec<String> {
+    pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         let mut check = |holds: bool, fault: &str| {
             if !holds {
@@ -183,6 +177,8 @@ mod tests {
         let config = Command::parse_from(["gateway"]).config;
         let faults = config.faults();
         assert!(faults.is_empty() || faults == ["DATABASE_URL is not set"], "{faults:?}");
+        let config = Command::parse_from(["gateway", "--dir=/x/y"]).config;
+        assert_eq!(config.pool_manager(), "unix:/x/y/pool.sock");
     }
 
     #[test]

@@ -88,7 +88,7 @@ impl Gateway {
         let metrics =
             hearth_service::metrics::install().map_err(|error| GatewayError::Metrics(Box::new(error)))?;
         gauges::describe();
-        let pool = PoolManager::new(&config.pool_manager).map_err(GatewayError::Endpoint)?;
+        let pool = PoolManager::new(&config.pool_manager()).map_err(GatewayError::Endpoint)?;
         let store = Store::open(&config).await.map_err(GatewayError::Database)?;
         hearth_migrations::run(store.pool()).await.map_err(GatewayError::Migrate)?;
         first_key::ensure(&store, &config.data_dir).await.map_err(GatewayError::FirstKey)?;

@@ -74,7 +74,7 @@ impl PoolManager {
     pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, PoolManagerError> {
         config.check()?;
         metrics::describe();
-        let agent = Agent::new(&config.agent_endpoint)?;
+        let agent = Agent::new(&config.agent_endpoint())?;
         let wait = Duration::from_secs(config.database_wait_sec);
         let store = shutdown
             .token()
@@ -82,15 +82,16 @@ impl PoolManager {
             .await
             .ok_or(PoolManagerError::Stopped)??;
         let records = store.active().await.map_err(|error| PoolManagerError::Load(Box::new(error)))?;
-        let listener = socket::bind(&config.socket)
-            .map_err(|source| PoolManagerError::Socket { path: config.socket.clone(), source })?;
+        let path = config.socket();
+        let listener =
+            socket::bind(&path).map_err(|source| PoolManagerError::Socket { path: path.clone(), source })?;
 
         let mut parts = Parts { tasks: JoinSet::new() };
         let service = parts.build(&config, agent, store, records, &shutdown);
         parts.start("server", serve(listener, service, shutdown.clone()));
         let ended = parts.supervise(&shutdown);
-        tracing::info!(socket = %config.socket.display(), "pool-manager serves");
-        Ok(Running { socket: config.socket, ended, shutdown })
+        tracing::info!(socket = %path.display(), "pool-manager serves");
+        Ok(Running { socket: path, ended, shutdown })
     }
 }
 
@@ -131,7 +132,7 @@ impl Parts {
             level::channel(Link::Away { reason: "its agent was not reached yet".to_owned() });
         let (catalogue, catalogued) = level::channel(Arc::new(Catalogue::new(&wanted)));
         let host =
-            Host { agent: agent.clone(), endpoint: config.agent_endpoint.as_str().into(), link: linked };
+            Host { agent: agent.clone(), endpoint: config.agent_endpoint().as_str().into(), link: linked };
 
         let (writer, task) = Writer::new(store.clone(), shutdown.clone());
         self.start("writer", task.run());

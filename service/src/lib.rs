@@ -2,6 +2,8 @@
 
 pub mod metrics;
 pub mod rpc;
+pub mod scrape;
+pub mod settings;
 pub mod shutdown;
 pub mod socket;
 pub mod telemetry;
