@@ -18,15 +18,15 @@ use hearth_proto::{
     id::HostId,
     wire::agent::{self as wire, agent_server::AgentServer},
 };
-use hearth_service::{shutdown::Shutdown, socket};
+use hearth_service::{rpc, shutdown::Shutdown, socket};
 use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::{service::Routes, transport::Server};
 
 /// Capsules are destroyed within this at shutdown; the next start's sweep ends what is left.
 const GRACE: Duration = Duration::from_secs(30);
@@ -123,19 +123,12 @@ impl Agent {
         let templates = Arc::new(Templates::new(store, images.clone(), launcher, parking, config));
         let parts = Arc::new(Parts { registry, templates, images, host: host_facts, shutdown });
         let stop_server = CancellationToken::new();
-        let stopped = stop_server.clone();
         let service = AgentServer::new(AgentService::new(parts.clone()))
             .max_decoding_message_size(socket::MESSAGE_BYTES_MAX * 3)
             .max_encoding_message_size(socket::MESSAGE_BYTES_MAX * 3);
-        let server = tokio::spawn(
-            tonic::transport::Server::builder()
-                .initial_stream_window_size(4 << 20)
-                .initial_connection_window_size(8 << 20)
-                .add_service(service)
-                .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
-                    stopped.cancelled().await;
-                }),
-        );
+        let server =
+            Server::builder().initial_stream_window_size(4 << 20).initial_connection_window_size(8 << 20);
+        let server = tokio::spawn(rpc::serve(server, Routes::new(service), listener, stop_server.clone()));
         Ok(Self { parts, reaper, layout, server, stop_server })
     }
 

@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod recipe;
+pub mod shelf;
 pub mod working_set;
 
 use crate::{
@@ -55,6 +56,8 @@ pub struct Template {
     pub rootfs: std::path::PathBuf,
     /// What its capsules touch first, once that is recorded.
     pub working_set: WorkingSet,
+    /// Nobody removes the snapshot while this lives.
+    _in_use: shelf::InUse,
 }
 
 /// Progress of a build that several callers may watch.
@@ -116,6 +119,9 @@ impl Templates {
         let templates = self.clone();
         tokio::spawn(async move {
             let outcome = templates.load_or_build(&recipe, &send).await;
+            if outcome.is_ok() {
+                templates.prune().await;
+            }
             let progress = match outcome {
                 Ok(template) => {
                     // Without one, restores only read their pages as they touch them.
@@ -166,6 +172,17 @@ impl Templates {
         }
     }
 
+    /// Keeps the shelf from growing without bound.
+    async fn prune(&self) {
+        let folder = self.launcher.layout.templates();
+        let pruned = tokio::task::spawn_blocking(move || shelf::prune(&folder, shelf::UNUSED_KEPT)).await;
+        match pruned.map_err(std::io::Error::other).and_then(|removed| removed) {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => tracing::info!(removed = removed.join(" "), "old templates removed"),
+            Err(error) => tracing::warn!(%error, "old templates could not be removed"),
+        }
+    }
+
     /// Opens a published snapshot and checks that it fits this host.
     async fn open(
         &self,
@@ -174,16 +191,21 @@ impl Templates {
         platform: &crate::snapshot::manifest::Platform,
     ) -> Result<Option<Arc<Template>>, String> {
         let (store, owned) = (self.store.clone(), key.to_owned());
-        let opened: Result<Option<Snapshot>, StoreError> =
-            tokio::task::spawn_blocking(move || store.get(&owned))
-                .await
-                .map_err(|error| error.to_string())?;
-        let Some(snapshot) = opened.map_err(|error| hearth_service::telemetry::chain(&error))? else {
+        let folder = self.launcher.layout.templates().join(key);
+        let opened = tokio::task::spawn_blocking(move || {
+            // First into use, then looked at: what is looked at stays.
+            let in_use =
+                shelf::InUse::of(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+            let snapshot: Result<Option<Snapshot>, StoreError> = store.get(&owned);
+            Ok::<_, String>(in_use.zip(snapshot.map_err(|error| hearth_service::telemetry::chain(&error))?))
+        });
+        let Some((in_use, snapshot)) = opened.await.map_err(|error| error.to_string())?? else {
             return Ok(None);
         };
         fit::check(&snapshot.manifest, platform, &boot.rootfs_sha256).map_err(|misfit| misfit.to_string())?;
         let working_set = WorkingSet::of(&snapshot).map_err(|error| error.to_string())?;
-        Ok(Some(Arc::new(Template { snapshot, rootfs: boot.files.rootfs.clone(), working_set })))
+        let rootfs = boot.files.rootfs.clone();
+        Ok(Some(Arc::new(Template { snapshot, rootfs, working_set, _in_use: in_use })))
     }
 }
 

@@ -27,6 +27,8 @@ pub enum Command {
     Run(RunArgs),
     /// List capsules
     Ps(PsArgs),
+    /// API keys
+    Keys(KeysArgs),
     /// What this machine has, what it lacks, and how to get it
     Doctor(DoctorArgs),
     /// Run only the agent
@@ -116,7 +118,7 @@ pub struct GatewaySettings {
     pub database_url: Option<String>,
 }
 
-/// The pools' settings that `hearth up` offers; the rest comes from the environment.
+/// The pools' settings that `hearth up` offers as options; the rest comes from the environment.
 #[derive(Debug, Clone, Args)]
 pub struct PoolSettings {
     /// Warm capsules to keep parked
@@ -136,6 +138,17 @@ pub struct AgentArgs {
     /// The agent's settings.
     #[command(flatten)]
     pub agent: AgentConfig,
+    /// Its metrics.
+    #[command(flatten)]
+    pub metrics: MetricsArgs,
+}
+
+/// Metrics of a role that has no HTTP API.
+#[derive(Debug, Clone, Args)]
+pub struct MetricsArgs {
+    /// Address for GET /metrics, e.g. 127.0.0.1:9101; off without one. It is open to everybody who reaches it
+    #[arg(long, env = "HEARTH_METRICS_LISTEN")]
+    pub metrics_listen: Option<std::net::SocketAddr>,
 }
 
 /// pool-manager alone.
@@ -147,6 +160,9 @@ pub struct PoolManagerArgs {
     /// pool-manager's settings.
     #[command(flatten)]
     pub config: hearth_pool_manager::Config,
+    /// Its metrics.
+    #[command(flatten)]
+    pub metrics: MetricsArgs,
 }
 
 /// The gateway alone.
@@ -206,6 +222,25 @@ pub struct PsArgs {
     /// How the service is found.
     #[command(flatten)]
     pub client: ClientArgs,
+}
+
+/// API keys.
+#[derive(Debug, Clone, Args)]
+pub struct KeysArgs {
+    /// What to do with them.
+    #[command(subcommand)]
+    pub command: KeysCommand,
+}
+
+/// What can be done with API keys.
+#[derive(Debug, Clone, Subcommand)]
+pub enum KeysCommand {
+    /// Print the first API key, which is kept in the data folder
+    Show {
+        /// Data folder
+        #[arg(long, env = "HEARTH_DIR", default_value = "/var/lib/hearth")]
+        dir: PathBuf,
+    },
 }
 
 /// Looking at the machine.

@@ -1,9 +1,9 @@
 //! A client of the HTTP API for the tools.
 
-use crate::args::ClientArgs;
+use crate::{args::ClientArgs, keys};
 use anyhow::{Context, bail};
 use serde_json::Value;
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 /// Beside the run's own limit: restores, transfers, a queue.
 const SLACK: Duration = Duration::from_secs(60);
@@ -21,13 +21,7 @@ impl Client {
         let key = match &args.api_key {
             Some(key) => key.clone(),
             None => {
-                let path = args.dir.join("api-key");
-                fs::read_to_string(&path)
-                    .with_context(|| {
-                        format!("no API key: set HEARTH_API_KEY, or run as root where {} is", path.display())
-                    })?
-                    .trim()
-                    .to_owned()
+                keys::first(&args.dir).context("no API key: set HEARTH_API_KEY, or use the data folder's")?
             }
         };
         Self::with_key(&args.url, key)

@@ -1,6 +1,9 @@
 //! `hearth doctor`: what this machine has, what it lacks, and how to get it, a line each.
 
-use crate::{args::DoctorArgs, postgres};
+use crate::{
+    args::{DoctorArgs, Where},
+    postgres,
+};
 use hearth_agent::{
     engine::{Accelerator, Engine, EngineChoice, TCG_WARNING},
     template::recipe::BootSet,
@@ -8,7 +11,7 @@ use hearth_agent::{
 use nix::sys::statvfs::statvfs;
 use serde_json::json;
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -67,22 +70,43 @@ pub fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn look(args: &DoctorArgs) -> Vec<Finding> {
-    vec![
-        root(),
-        kernel(),
+    let mut findings = needed(&args.place, &args.qemu, std::env::var_os("DATABASE_URL").is_some());
+    findings.extend([
         engine(args),
-        device("userfaultfd", "/dev/userfaultfd", "Linux 6.1 or newer with CONFIG_USERFAULTFD"),
-        device("tap", "/dev/net/tun", "modprobe tun"),
-        tmpfs(),
-        namespaces(),
-        database(),
-        images(args),
-        preload(),
+        packages(),
         memory(),
         disk("data disk", &args.place.dir, 4 << 30),
         disk("cache disk", &args.place.cache, 4 << 30),
         open_files(),
+        processes(),
+    ]);
+    findings
+}
+
+/// What Hearth cannot start without, cheap to look at.
+fn needed(place: &Where, qemu: &Path, has_database: bool) -> Vec<Finding> {
+    vec![
+        root(),
+        kernel(),
+        qemu_program(qemu),
+        device("userfaultfd", "/dev/userfaultfd", "a kernel with CONFIG_USERFAULTFD, as Debian's: boot one"),
+        device("tap", "/dev/net/tun", "the module tun: modprobe tun"),
+        tmpfs(),
+        namespaces(),
+        seccomp(),
+        database(has_database),
+        images(place),
+        preload(),
     ]
+}
+
+/// What `hearth up` lacks here, and how to get it: a line each. Empty when it can start.
+pub fn missing(place: &Where, qemu: &Path, has_database: bool) -> Vec<String> {
+    needed(place, qemu, has_database)
+        .into_iter()
+        .filter(|finding| finding.grade == Grade::Bad)
+        .map(|finding| format!("{}: {}", finding.name, finding.text))
+        .collect()
 }
 
 fn root() -> Finding {
@@ -99,7 +123,21 @@ fn kernel() -> Finding {
     let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     let grade = if version < (6, 1) { Grade::Bad } else { Grade::Good };
-    Finding::new(grade, "kernel", format!("Linux {release} (6.1 or newer is needed)"))
+    let text = match grade {
+        Grade::Bad => {
+            format!("Linux {release}; 6.1 or newer is needed: apt-get install linux-image-amd64, and reboot")
+        }
+        Grade::Good | Grade::Warn => format!("Linux {release} (6.1 or newer is needed)"),
+    };
+    Finding::new(grade, "kernel", text)
+}
+
+fn qemu_program(path: &Path) -> Finding {
+    if path.exists() {
+        return Finding::new(Grade::Good, "qemu", path.display().to_string());
+    }
+    let how = "apt-get install --no-install-recommends qemu-system-x86, or set HEARTH_QEMU_BIN";
+    Finding::new(Grade::Bad, "qemu", format!("{} is not there: {how}", path.display()))
 }
 
 fn engine(args: &DoctorArgs) -> Finding {
@@ -124,11 +162,33 @@ fn device(name: &'static str, path: &str, how: &str) -> Finding {
     }
 }
 
+/// Tried for real: the option is what counts, and kernels without transparent huge pages do not know it.
 fn tmpfs() -> Finding {
-    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let has = known.lines().any(|line| line.split_ascii_whitespace().last() == Some("tmpfs"));
-    let grade = if has { Grade::Good } else { Grade::Bad };
-    Finding::new(grade, "tmpfs", if has { "known to the kernel" } else { "the kernel has no tmpfs" })
+    let (grade, text) = match try_tmpfs() {
+        Ok(true) => (Grade::Good, "mounted with huge=never, as the images need".to_owned()),
+        Ok(false) => (Grade::Warn, "not tried: mounting needs root".to_owned()),
+        Err(error) => {
+            let how = "boot a kernel with CONFIG_TMPFS and CONFIG_TRANSPARENT_HUGEPAGE, as Debian's, and allow mounts";
+            (Grade::Bad, format!("cannot be mounted with huge=never ({error}): {how}"))
+        }
+    };
+    Finding::new(grade, "tmpfs", text)
+}
+
+/// False: not root, so not tried.
+fn try_tmpfs() -> io::Result<bool> {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(false);
+    }
+    let folder = std::env::temp_dir().join(format!("hearth-doctor-{}", std::process::id()));
+    fs::create_dir(&folder)?;
+    let mounted =
+        mount(Some("hearth-doctor"), &folder, Some("tmpfs"), MsFlags::empty(), Some("size=64k,huge=never"))
+            .and_then(|()| umount2(&folder, MntFlags::MNT_DETACH));
+    fs::remove_dir(&folder)?;
+    mounted?;
+    Ok(true)
 }
 
 fn namespaces() -> Finding {
@@ -139,11 +199,26 @@ fn namespaces() -> Finding {
     if missing.is_empty() {
         return Finding::new(Grade::Good, "namespaces", "net, mnt, ipc, uts");
     }
-    Finding::new(Grade::Bad, "namespaces", format!("the kernel has no {} namespaces", missing.join(", ")))
+    let text =
+        format!("the kernel has no {} namespaces: boot one with them, as Debian's", missing.join(", "));
+    Finding::new(Grade::Bad, "namespaces", text)
 }
 
-fn database() -> Finding {
-    if std::env::var_os("DATABASE_URL").is_some() {
+/// QEMU's sandbox.
+fn seccomp() -> Finding {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if status.lines().any(|line| line.starts_with("Seccomp:")) {
+        return Finding::new(Grade::Good, "seccomp", "known to the kernel");
+    }
+    Finding::new(
+        Grade::Bad,
+        "seccomp",
+        "the kernel has none: boot one with CONFIG_SECCOMP_FILTER, as Debian's",
+    )
+}
+
+fn database(has_database: bool) -> Finding {
+    if has_database {
         return Finding::new(Grade::Good, "postgres", "DATABASE_URL is set");
     }
     match postgres::installed().last() {
@@ -156,8 +231,34 @@ fn database() -> Finding {
     }
 }
 
-fn images(args: &DoctorArgs) -> Finding {
-    match BootSet::read(&crate::up::layout(&args.place).boot_files()) {
+/// Programs that building the images takes, with their packages (Debian 12 and 13).
+const IMAGE_TOOLS: [(&str, &str); 9] = [
+    ("readelf", "binutils"),
+    ("cpio", "cpio"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("mkfs.erofs", "erofs-utils"),
+    ("depmod", "kmod"),
+    ("mmdebstrap", "mmdebstrap"),
+    ("python3", "python3"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
+];
+/// Where Debian's packages have their programs.
+const PROGRAMS: [&str; 4] = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"];
+
+fn packages() -> Finding {
+    let is_there = |tool: &str| PROGRAMS.iter().any(|folder| Path::new(folder).join(tool).exists());
+    let missing: Vec<&str> =
+        IMAGE_TOOLS.iter().filter(|(tool, _)| !is_there(tool)).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Finding::new(Grade::Good, "packages", "all that building images takes");
+    }
+    let text = format!("building images also takes: apt-get install {}", missing.join(" "));
+    Finding::new(Grade::Warn, "packages", text)
+}
+
+fn images(place: &Where) -> Finding {
+    match BootSet::read(&crate::up::layout(place).boot_files()) {
         Ok(boot) => Finding::new(Grade::Good, "images", boot.files.rootfs.display().to_string()),
         Err(error) => Finding::new(Grade::Bad, "images", error.to_string()),
     }
@@ -187,11 +288,14 @@ fn memory() -> Finding {
         2048..4096 => Grade::Warn,
         _ => Grade::Good,
     };
-    Finding::new(
-        grade,
-        "memory",
-        format!("{free} of {total} MiB available (4096 for a start, 2048 at least)"),
-    )
+    let text = match grade {
+        Grade::Good => format!("{free} of {total} MiB available (4096 for a start, 2048 at least)"),
+        Grade::Warn | Grade::Bad => format!(
+            "{free} of {total} MiB available, 4096 for a start: end something, or lower HEARTH_POOL_TARGET and \
+             HEARTH_MEMORY_MB"
+        ),
+    };
+    Finding::new(grade, "memory", text)
 }
 
 fn disk(name: &'static str, path: &Path, needed: u64) -> Finding {
@@ -201,7 +305,16 @@ fn disk(name: &'static str, path: &Path, needed: u64) -> Finding {
         Ok(stat) => {
             let free = stat.blocks_available() * stat.fragment_size();
             let grade = if free < needed { Grade::Bad } else { Grade::Good };
-            let text = format!("{} GiB free at {} ({} needed)", free >> 30, path.display(), needed >> 30);
+            let (free, needed) = (free >> 30, needed >> 30);
+            let text = match grade {
+                Grade::Bad => format!(
+                    "{free} GiB free at {}, {needed} needed: make room, or set HEARTH_DIR and HEARTH_CACHE",
+                    path.display()
+                ),
+                Grade::Good | Grade::Warn => {
+                    format!("{free} GiB free at {} ({needed} needed)", path.display())
+                }
+            };
             Finding::new(grade, name, text)
         }
     }
@@ -218,5 +331,40 @@ fn open_files() -> Finding {
         ),
         Ok((soft, _)) => Finding::new(Grade::Good, "open files", format!("the limit is {soft}")),
         Err(error) => Finding::new(Grade::Warn, "open files", error.to_string()),
+    }
+}
+
+/// Two processes and some threads per capsule.
+fn processes() -> Finding {
+    let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    match number("/proc/sys/kernel/pid_max").zip(number("/proc/sys/kernel/threads-max")) {
+        Some((pids, threads)) if pids.min(threads) < 8192 => Finding::new(
+            Grade::Warn,
+            "processes",
+            format!("at most {}: sysctl kernel.pid_max=65536 kernel.threads-max=65536", pids.min(threads)),
+        ),
+        Some((pids, threads)) => {
+            Finding::new(Grade::Good, "processes", format!("at most {}", pids.min(threads)))
+        }
+        None => Finding::new(Grade::Warn, "processes", "/proc/sys/kernel cannot be read"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_with_the_way_to_get_it() {
+        let place = Where { dir: "/nowhere/dir".into(), cache: "/nowhere/cache".into() };
+        let missing = missing(&place, Path::new("/nowhere/qemu"), true);
+        let line = |name: &str| missing.iter().find(|line| line.starts_with(name)).unwrap();
+        assert!(
+            line("qemu: ").contains("apt-get install --no-install-recommends qemu-system-x86"),
+            "{missing:?}"
+        );
+        assert!(line("images: ").contains("make images"), "{missing:?}");
+        assert!(missing.iter().all(|line| !line.contains('\n')), "{missing:?}");
+        assert!(!missing.iter().any(|line| line.starts_with("postgres")), "{missing:?}");
     }
 }

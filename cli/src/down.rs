@@ -1,32 +1,20 @@
 //! `hearth down`: stop a running `hearth up`, then sweep what is left.
 
-use crate::{args::Where, postgres, up};
+use crate::{args::Where, ending::Ending, postgres, up};
 use anyhow::{Context, bail};
 use hearth_agent::agent;
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use std::{
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use nix::sys::signal::Signal;
+use std::{process::ExitCode, time::Duration};
 
-const STOP_DEADLINE: Duration = Duration::from_secs(120);
-/// Between two looks at a process that is no child of ours.
-const PAUSE: Duration = Duration::from_millis(50);
+/// Longer than all its graces together.
+const STOP: Ending = Ending { signal: Signal::SIGTERM, deadline: Duration::from_secs(150) };
 
 /// Stops and sweeps. Nothing to do is success.
 pub async fn down(place: &Where) -> anyhow::Result<ExitCode> {
     if let Some(pid) = up::running(&place.dir) {
         println!("Stopping Hearth (process {pid}).");
-        kill(Pid::from_raw(pid), Signal::SIGTERM).context("stopping Hearth")?;
-        let start = Instant::now();
-        while up::running(&place.dir) == Some(pid) {
-            if STOP_DEADLINE < start.elapsed() {
-                bail!("process {pid} does not stop");
-            }
-            tokio::time::sleep(PAUSE).await;
+        if !STOP.of(pid, || up::running(&place.dir) == Some(pid)).context("stopping Hearth")? {
+            bail!("process {pid} does not stop");
         }
     }
     let swept = agent::clean(&up::layout(place)).await.context("sweeping")?;

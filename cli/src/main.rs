@@ -5,6 +5,8 @@ mod client;
 mod demo;
 mod doctor;
 mod down;
+mod ending;
+mod keys;
 mod postgres;
 mod ps;
 mod roles;
@@ -41,6 +43,7 @@ async fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo(args) => demo::demo(*args).await,
         Command::Run(args) => run::run(args).await,
         Command::Ps(args) => ps::ps(args).await,
+        Command::Keys(args) => keys::keys(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Agent(args) => roles::agent(*args).await,
         Command::PoolManager(args) => roles::pool_manager(*args).await,

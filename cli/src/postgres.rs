@@ -3,9 +3,10 @@
 //! It runs the installed programs as the unprivileged user `postgres` (Debian's package makes it), listens on a Unix
 //! socket only, and is stopped with Hearth.
 
+use crate::ending::Ending;
 use nix::{
-    sys::signal::{Signal, kill},
-    unistd::{Pid, User, chown},
+    sys::signal::Signal,
+    unistd::{User, chown},
 };
 use std::{
     fs, io,
@@ -23,7 +24,8 @@ const PROGRAMS: &str = "/usr/lib/postgresql";
 const USER: &str = "postgres";
 /// A cluster that recovers from a crash needs seconds.
 const START_DEADLINE: Duration = Duration::from_secs(60);
-const STOP_DEADLINE: Duration = Duration::from_secs(20);
+/// SIGINT is a fast shutdown: sessions are ended, everything is written (postgres(1)).
+const STOP: Ending = Ending { signal: Signal::SIGINT, deadline: Duration::from_secs(20) };
 /// Between two looks for the socket, which nothing announces.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -164,20 +166,12 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // SIGINT is a fast shutdown: sessions are ended, everything is written (postgres(1)).
-        if let Err(error) = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT) {
-            tracing::warn!(%error, "stopping the private database");
-        }
-        let start = Instant::now();
-        while let Ok(None) = self.child.try_wait() {
-            if STOP_DEADLINE < start.elapsed() {
-                tracing::warn!("the private database does not stop and is killed");
-                // It recovers at the next start.
-                let _ = self.child.kill();
-                let _ = self.child.wait();
-                return;
-            }
-            std::thread::sleep(PAUSE);
+        let ended = STOP.of(self.child.id() as i32, || matches!(self.child.try_wait(), Ok(None)));
+        if ended != Ok(true) {
+            tracing::warn!(?ended, "the private database does not stop and is killed");
+            // It recovers at the next start.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
         }
     }
 }
@@ -198,13 +192,8 @@ pub fn stop_leftover(dir: &Path) -> io::Result<bool> {
     if !String::from_utf8_lossy(&command).contains(&*ours.to_string_lossy()) {
         return Ok(false);
     }
-    kill(Pid::from_raw(pid), Signal::SIGINT)?;
-    let start = Instant::now();
-    while Path::new(&format!("/proc/{pid}")).exists() {
-        if STOP_DEADLINE < start.elapsed() {
-            return Err(io::Error::other(format!("the private database (process {pid}) does not stop")));
-        }
-        std::thread::sleep(PAUSE);
+    if !STOP.of(pid, || Path::new(&format!("/proc/{pid}")).exists())? {
+        return Err(io::Error::other(format!("the private database (process {pid}) does not stop")));
     }
     Ok(true)
 }

@@ -1,11 +1,14 @@
 //! The roles, each as a process of its own.
 
-use crate::args::{AgentArgs, GatewayArgs, PoolManagerArgs};
+use crate::args::{AgentArgs, GatewayArgs, MetricsArgs, PoolManagerArgs};
 use anyhow::Context;
 use hearth_agent::agent::Agent;
 use hearth_gateway::Gateway;
 use hearth_pool_manager::PoolManager;
-use hearth_service::shutdown::{self, Shutdown};
+use hearth_service::{
+    scrape,
+    shutdown::{self, Shutdown},
+};
 use std::{process::ExitCode, time::Duration};
 
 /// Requests under way may take this long at shutdown.
@@ -14,24 +17,32 @@ const GRACE: Duration = Duration::from_secs(20);
 /// Runs the agent until a signal.
 pub async fn agent(args: AgentArgs) -> anyhow::Result<ExitCode> {
     args.log.start();
-    hearth_service::metrics::install().context("the metrics registry")?;
+    let stop = Shutdown::new();
+    metrics(&args.metrics, &stop).await?;
     let helper = std::env::current_exe().context("the program's own path")?;
     let agent = Agent::start(args.agent, &args.place.dir, &args.place.cache, helper).await?;
     println!("{}", agent.endpoint());
     shutdown::signal().await.context("waiting for a signal")?;
     agent.stop().await;
+    stop.begin();
     Ok(ExitCode::SUCCESS)
 }
 
 /// Runs pool-manager until a signal, or until one of its tasks ends.
 pub async fn pool_manager(args: PoolManagerArgs) -> anyhow::Result<ExitCode> {
     args.log.start();
-    hearth_service::metrics::install().context("the metrics registry")?;
     let shutdown = Shutdown::new();
-    let running = PoolManager::start(args.config, shutdown.clone()).await?;
+    metrics(&args.metrics, &shutdown).await?;
+    std::fs::create_dir_all(&args.config.data_dir)
+        .with_context(|| format!("the data folder {}", args.config.data_dir.display()))?;
+    let mut running = PoolManager::start(args.config, shutdown.clone()).await?;
     println!("{}", running.endpoint());
-    shutdown::signal().await.context("waiting for a signal")?;
-    Ok(finished(shutdown.finish(GRACE).await))
+    let outcome = tokio::select! {
+        signal = shutdown::signal() => signal.context("waiting for a signal"),
+        ended = running.ended() => ended.map_err(Into::into),
+    };
+    let code = finished(shutdown.finish(GRACE).await);
+    outcome.map(|()| code)
 }
 
 /// Runs the gateway until a signal.
@@ -42,6 +53,18 @@ pub async fn gateway(args: GatewayArgs) -> anyhow::Result<ExitCode> {
     println!("http://{}", running.address());
     shutdown::signal().await.context("waiting for a signal")?;
     Ok(finished(shutdown.finish(GRACE).await))
+}
+
+/// Installs the metrics registry, and serves it where that was asked for.
+async fn metrics(args: &MetricsArgs, shutdown: &Shutdown) -> anyhow::Result<()> {
+    let metrics = hearth_service::metrics::install().context("the metrics registry")?;
+    if let Some(address) = args.metrics_listen {
+        let address = scrape::serve(address, metrics, shutdown.token())
+            .await
+            .with_context(|| format!("HEARTH_METRICS_LISTEN: {address}"))?;
+        println!("http://{address}/metrics");
+    }
+    Ok(())
 }
 
 fn finished(in_time: bool) -> ExitCode {

@@ -1,11 +1,14 @@
 //! `hearth up`: every role in this process, talking over Unix sockets as they would apart.
 
-use crate::{args::UpArgs, postgres::Postgres};
+use crate::{args::UpArgs, doctor, postgres::Postgres};
 use anyhow::{Context, bail};
 use hearth_agent::{agent::Agent, config::Layout};
 use hearth_gateway::Gateway;
 use hearth_pool_manager::PoolManager;
-use hearth_service::shutdown::{self, Shutdown};
+use hearth_service::{
+    settings,
+    shutdown::{self, Shutdown},
+};
 use std::{
     fs,
     net::SocketAddr,
@@ -35,10 +38,12 @@ impl Service {
     /// Starts database, agent, pool-manager and gateway, in this order.
     pub async fn start(args: UpArgs) -> anyhow::Result<Self> {
         let dir = args.place.dir.clone();
-        fs::create_dir_all(&dir).with_context(|| format!("the data folder {}", dir.display()))?;
-        if !nix::unistd::geteuid().is_root() {
-            bail!("hearth up needs root (namespaces, taps, mounts): use sudo");
+        let (gateway_config, pool_config) = configs(&args)?;
+        let missing = doctor::missing(&args.place, &args.agent.qemu, args.gateway.database_url.is_some());
+        if !missing.is_empty() {
+            bail!("something is missing (`hearth doctor` shows everything):\n  {}", missing.join("\n  "));
         }
+        fs::create_dir_all(&dir).with_context(|| format!("the data folder {}", dir.display()))?;
         let pid_file = PidFile::create(&dir)?;
         hearth_service::metrics::install().context("the metrics registry")?;
         let (database, url) = match &args.gateway.database_url {
@@ -53,18 +58,10 @@ impl Service {
         let helper = std::env::current_exe().context("the program's own path")?;
         let agent = Agent::start(args.agent, &dir, &args.place.cache, helper).await?;
         let (pool, gateway) = (Shutdown::new(), Shutdown::new());
-        let mut config = hearth_gateway::Config::from_env()
-            .map_err(|text| anyhow::anyhow!(text))
-            .context("the gateway")?;
-        config.listen = args.gateway.listen;
-        config.database_url =
-            Some(url.parse().map_err(|text: &str| anyhow::anyhow!("DATABASE_URL: {text}"))?);
-        config.data_dir = dir.clone();
-        config.pool_manager = hearth_service::socket::endpoint(&dir.join("pool.sock"));
-        // The gateway brings the schema up to date, which pool-manager needs.
+        let database_url = Some(url.parse().map_err(|text: &str| anyhow::anyhow!("DATABASE_URL: {text}"))?);
+        let config = hearth_gateway::Config { database_url, ..gateway_config };
         let running = Gateway::start(config, gateway.clone()).await?;
-        let mut config = hearth_pool_manager::Config::new(dir.join("pool.sock"), agent.endpoint(), url);
-        config.target = args.pool.pool_target;
+        let config = hearth_pool_manager::Config { database_url: url, ..pool_config };
         let pools = PoolManager::start(config, pool.clone()).await?;
         Ok(Self {
             gateway,
@@ -111,6 +108,39 @@ impl Service {
             tracing::warn!("the private database was not stopped cleanly");
         }
         drop(pid_file);
+    }
+}
+
+/// The settings of gateway and pool-manager: from the options there are, and from the environment. Their database is
+/// set when it is known.
+///
+/// # Errors
+/// Everything that is wrong with anybody's settings, one line each.
+fn configs(args: &UpArgs) -> anyhow::Result<(hearth_gateway::Config, hearth_pool_manager::Config)> {
+    let dir = args.place.dir.clone();
+    let mut faults = Vec::new();
+    let mut gateway = settings::from_env::<hearth_gateway::Config>().map_err(|fault| faults.push(fault)).ok();
+    let mut pool =
+        settings::from_env::<hearth_pool_manager::Config>().map_err(|fault| faults.push(fault)).ok();
+    if let Some(config) = &mut gateway {
+        config.listen = args.gateway.listen;
+        config.data_dir = dir.clone();
+        config.pool_manager = None;
+        let lacks_only_a_database = |fault: &String| fault.starts_with("DATABASE_URL");
+        faults.extend(config.faults().into_iter().filter(|fault| !lacks_only_a_database(fault)));
+    }
+    if let Some(config) = &mut pool {
+        config.target = args.pool.pool_target;
+        (config.socket, config.agent_endpoint) = (None, None);
+        config.data_dir = dir.clone();
+        // Checked again with the real one.
+        config.database_url = "postgres://".to_owned();
+        faults.extend(config.check().err().into_iter().flat_map(|error| error.0));
+    }
+    faults.extend(args.agent.check(&dir).err().map(|error| error.to_string()));
+    match (gateway, pool) {
+        (Some(gateway), Some(pool)) if faults.is_empty() => Ok((gateway, pool)),
+        _ => bail!("settings: {}", faults.join("; ")),
     }
 }
 

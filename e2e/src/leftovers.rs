@@ -2,19 +2,51 @@
 
 use std::{fs, path::Path};
 
-/// Processes, mounts and files that belong to the data folder `dir`, in words. Empty when nothing is left.
-pub fn of(dir: &Path) -> Vec<String> {
-    let mut found = Vec::new();
+/// Processes of the data folder `dir`, with their command lines: by the mark of its VMMs, or by its path.
+fn processes(dir: &Path) -> Vec<(String, String)> {
     let folder = dir.to_string_lossy().into_owned();
     let mark = hearth_agent::config::Layout::new(dir, dir).mark();
+    let own = std::process::id().to_string();
+    let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Ok(command) = fs::read(entry.path().join("cmdline")) else { continue };
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        let own = entry.file_name().to_string_lossy() == std::process::id().to_string();
-        if !own && (command.contains(&mark) || command.contains(&folder)) {
-            found.push(format!("process {}: {command}", entry.file_name().to_string_lossy()));
+        let pid = entry.file_name().to_string_lossy().into_owned();
+        if pid != own && (command.contains(&mark) || command.contains(&folder)) {
+            found.push((pid, command));
         }
     }
+    found
+}
+
+/// What the capsules of a data folder cost the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Footprint {
+    /// VMMs, pagers, and the database's processes that name the folder.
+    pub processes: usize,
+    /// Memory that is theirs alone, in MiB.
+    pub private_mb: u64,
+}
+
+impl Footprint {
+    /// Of the data folder `dir`, now.
+    pub fn of(dir: &Path) -> Self {
+        let processes = processes(dir);
+        let private_kb = |pid: &str| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+            line.and_then(|rest| rest.split_ascii_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
+        };
+        let sum: u64 = processes.iter().map(|(pid, _)| private_kb(pid)).sum();
+        Self { processes: processes.len(), private_mb: sum >> 10 }
+    }
+}
+
+/// Processes, mounts and files that belong to the data folder `dir`, in words. Empty when nothing is left.
+pub fn of(dir: &Path) -> Vec<String> {
+    let folder = dir.to_string_lossy().into_owned();
+    let mut found: Vec<String> =
+        processes(dir).into_iter().map(|(pid, command)| format!("process {pid}: {command}")).collect();
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     found.extend(mounts.lines().filter(|line| line.contains(&folder)).map(|line| format!("mount {line}")));
     for path in ["agent/vmms", "agent/images"] {

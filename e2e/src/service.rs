@@ -142,6 +142,27 @@ impl TestService {
         Ok(answer.text("/id").to_owned())
     }
 
+    /// Waits until a file is there in a capsule: what the code in it makes says how far it is.
+    pub async fn sees(&self, id: &str, path: &str) -> anyhow::Result<()> {
+        let start = Instant::now();
+        let body = json!({ "cmd": "test", "args": ["-e", path] });
+        loop {
+            let answer = self.post(&format!("/v1/capsules/{id}/exec"), &body).await?;
+            if answer.body.pointer("/exit_code") == Some(&json!(0)) {
+                return Ok(());
+            }
+            if FILL_DEADLINE < start.elapsed() {
+                bail!("waited for {path} in {id}: {answer:?}");
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// What it costs the host.
+    pub fn footprint(&self) -> crate::leftovers::Footprint {
+        crate::leftovers::Footprint::of(&self.dir)
+    }
+
     /// A client of pool-manager.
     pub fn pools(&self) -> anyhow::Result<PoolManagerClient<Channel>> {
         let endpoint = hearth_service::socket::endpoint(&self.dir.join("pool.sock"));

@@ -11,16 +11,21 @@ use std::{
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 /// Holds [`FILES_BYTES_MAX`] as base64, plus code, standard input and JSON's own characters.
 const BODY_BYTES_MAX: usize = 24 << 20;
+/// The guest takes no more code.
 const CODE_BYTES_MAX: usize = 1 << 20;
 /// All files of one run together. They travel in one gRPC message of at most 16 MiB, with code and standard input.
 const FILES_BYTES_MAX: usize = 12 << 20;
 /// Ten minutes: longer work belongs into a capsule of its own.
 const TIMEOUT_MS_MAX: u64 = 600_000;
+/// The guest keeps no more of a stream.
 const OUTPUT_BYTES_MAX: u64 = 16 << 20;
 /// The longest timeout that a run can have at all.
 const RUN_TIMEOUT_MS_MAX: u64 = 3_600_000;
 /// The sum of code, files, standard input and environment that still fits one gRPC message.
 const MESSAGE_BYTES_MAX: usize = 15 << 20;
+
+/// pool-manager's socket in the data folder.
+const POOL_SOCKET: &str = "pool.sock";
 
 /// Settings of the gateway.
 #[derive(Debug, Clone, clap::Args)]
@@ -38,13 +43,9 @@ pub struct Config {
     #[arg(long = "database-connections", env = "HEARTH_GATEWAY_DATABASE_CONNECTIONS", default_value_t = 8)]
     pub database_connections: u32,
 
-    /// Where pool-manager listens: unix:/path
-    #[arg(
-        long = "pool-manager",
-        env = "HEARTH_POOL_MANAGER",
-        default_value = "unix:/var/lib/hearth/pool.sock"
-    )]
-    pub pool_manager: String,
+    /// Where pool-manager listens: unix:/path; by default the socket `pool.sock` in the data folder
+    #[arg(long = "pool-manager", env = "HEARTH_POOL_MANAGER")]
+    pub pool_manager: Option<String>,
 
     /// Data folder: the first API key is kept here, in the file `api-key`
     #[arg(long = "dir", env = "HEARTH_DIR", default_value = "/var/lib/hearth")]
@@ -88,21 +89,16 @@ pub struct Config {
 }
 
 impl Config {
-    /// The settings of the environment, and defaults for the rest. For programs that run several roles at once and
-    /// set what the roles share.
-    ///
-    /// # Errors
-    /// A variable with a value that cannot be; the text names it.
-    pub fn from_env() -> Result<Self, String> {
-        let command = <Self as clap::Args>::augment_args(clap::Command::new("hearth"));
-        command
-            .try_get_matches_from(["hearth"])
-            .and_then(|matches| <Self as clap::FromArgMatches>::from_arg_matches(&matches))
-            .map_err(|error| error.to_string())
+    /// Where pool-manager listens.
+    pub(crate) fn pool_manager(&self) -> String {
+        match &self.pool_manager {
+            Some(endpoint) => endpoint.clone(),
+            None => hearth_service::socket::endpoint(&self.data_dir.join(POOL_SOCKET)),
+        }
     }
 
     /// Checks the settings as a whole; every fault is one line.
-    pub(crate) fn faults(&self) -> Vec<String> {
+    pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         let mut check = |holds: bool, fault: &str| {
             if !holds {
@@ -112,7 +108,10 @@ impl Config {
         check(self.database_url.is_some(), "DATABASE_URL is not set");
         check(self.database_connections > 0, "HEARTH_GATEWAY_DATABASE_CONNECTIONS must be at least 1");
         check(self.data_dir.is_absolute(), "HEARTH_DIR must be an absolute path");
-        check(self.max_code_bytes > 0, "HEARTH_MAX_CODE_BYTES must be at least 1");
+        check(
+            (1..=CODE_BYTES_MAX).contains(&self.max_code_bytes),
+            "HEARTH_MAX_CODE_BYTES must be from 1 to 1048576",
+        );
         check(
             self.max_code_bytes.saturating_add(self.max_files_bytes) <= MESSAGE_BYTES_MAX - (1 << 20),
             "HEARTH_MAX_CODE_BYTES and HEARTH_MAX_FILES_BYTES together must be at most 14 MiB",
@@ -123,8 +122,8 @@ impl Config {
             "HEARTH_MAX_TIMEOUT_MS must be from 1 to 3600000",
         );
         check(
-            (1..=64 << 20).contains(&self.max_output_bytes),
-            "HEARTH_MAX_OUTPUT_BYTES must be from 1 to 67108864",
+            (1..=OUTPUT_BYTES_MAX).contains(&self.max_output_bytes),
+            "HEARTH_MAX_OUTPUT_BYTES must be from 1 to 16777216",
         );
         check(self.max_requests > 0, "HEARTH_MAX_REQUESTS must be at least 1");
         check(self.max_connections > 0, "HEARTH_MAX_CONNECTIONS must be at least 1");
@@ -178,6 +177,8 @@ mod tests {
         let config = Command::parse_from(["gateway"]).config;
         let faults = config.faults();
         assert!(faults.is_empty() || faults == ["DATABASE_URL is not set"], "{faults:?}");
+        let config = Command::parse_from(["gateway", "--dir=/x/y"]).config;
+        assert_eq!(config.pool_manager(), "unix:/x/y/pool.sock");
     }
 
     #[test]

@@ -30,7 +30,11 @@ pub(crate) struct Key {
 impl Key {
     /// The request's key, if it has one.
     pub(crate) fn of(headers: &HeaderMap, team: TeamId) -> Result<Option<Self>, ApiError> {
-        let Some(value) = headers.get(HEADER) else { return Ok(None) };
+        let mut values = headers.get_all(HEADER).iter();
+        let Some(value) = values.next() else { return Ok(None) };
+        if values.next().is_some() {
+            return Err(ApiError::invalid("Idempotency-Key: given more than once"));
+        }
         match value.to_str().map(str::trim) {
             Ok(text) if (1..=KEY_CHARS_MAX).contains(&text.len()) => {
                 Ok(Some(Self { team, text: text.to_owned() }))

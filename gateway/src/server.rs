@@ -1,5 +1,7 @@
 //! Start, serve, drain: the listener and its connections.
 
+mod border;
+
 use crate::{
     app::{App, GatewayError, Shared},
     auth::{
@@ -14,23 +16,29 @@ use crate::{
     upstream::{agents::Agents, pool::PoolManager},
 };
 use axum::Router;
-use hearth_service::shutdown::Shutdown;
-use hyper::server::conn::http1;
+use border::Border;
+use hearth_service::{shutdown::Shutdown, underway::Underway};
+use hyper::{
+    server::conn::http1,
+    service::{Service, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use std::{
+    convert::Infallible,
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
+use tokio_util::task::TaskTracker;
 
 /// From a connection's start, or the answer before, to the end of a request's head. It bounds idle connections too, so
 /// it is longer than clients keep them.
@@ -38,7 +46,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// After a failed accept (no file descriptors left), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// After the grace, for telling those that still wait that it is over.
+/// For telling those that still wait that the grace is over, and for what is no request yet.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The public HTTP API.
@@ -80,7 +88,7 @@ impl Gateway {
         let metrics =
             hearth_service::metrics::install().map_err(|error| GatewayError::Metrics(Box::new(error)))?;
         gauges::describe();
-        let pool = PoolManager::new(&config.pool_manager).map_err(GatewayError::Endpoint)?;
+        let pool = PoolManager::new(&config.pool_manager()).map_err(GatewayError::Endpoint)?;
         let store = Store::open(&config).await.map_err(GatewayError::Database)?;
         hearth_migrations::run(store.pool()).await.map_err(GatewayError::Migrate)?;
         first_key::ensure(&store, &config.data_dir).await.map_err(GatewayError::FirstKey)?;
@@ -151,12 +159,20 @@ async fn accept_one(
     Ok((stream, permit))
 }
 
-/// Serves one connection. At shutdown an idle one is closed at once, a busy one after its request or the grace.
+/// Serves one connection. At shutdown one without a request is closed at once, a busy one after its request or the
+/// grace. What has begun and is no request yet, such as half a head, gets [`LAST_WORDS`].
 async fn serve(stream: TcpStream, router: Router, shutdown: Shutdown, grace: Duration) {
+    let (border, blocked) = Border::new(stream);
+    let (requests, router) = (TaskTracker::new(), TowerToHyperService::new(router));
+    let counter = requests.clone();
+    let service = service_fn(move |request| {
+        let (token, answer) = (counter.token(), router.call(request));
+        async move { Ok::<_, Infallible>(answer.await?.map(|body| Underway::new(body, token))) }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .serve_connection(TokioIo::new(border), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let served = tokio::select! {
@@ -165,11 +181,16 @@ async fn serve(stream: TcpStream, router: Router, shutdown: Shutdown, grace: Dur
         served = connection.as_mut() => served,
         () = shutdown.begun() => {
             connection.as_mut().graceful_shutdown();
-            match tokio::time::timeout(grace + LAST_WORDS, connection).await {
-                Ok(served) => served,
-                Err(_) => {
-                    tracing::warn!("a request was still under way after the grace period and is cut off");
-                    return;
+            let end = Instant::now() + grace;
+            loop {
+                match tokio::time::timeout(LAST_WORDS, connection.as_mut()).await {
+                    Ok(served) => break served,
+                    Err(_) if requests.is_empty() && !blocked.get() => return,
+                    Err(_) if end <= Instant::now() => {
+                        tracing::warn!("a request was still under way after the grace period and is cut off");
+                        return;
+                    }
+                    Err(_) => {}
                 }
             }
         }

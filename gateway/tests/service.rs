@@ -5,6 +5,8 @@ mod postgres;
 #[path = "service/testbed.rs"]
 mod testbed;
 
+#[path = "service/connections.rs"]
+mod connections;
 #[path = "service/errors.rs"]
 mod errors;
 #[path = "service/keys.rs"]

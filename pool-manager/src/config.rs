@@ -1,5 +1,6 @@
 //! What an operator can set, with defaults and their reasons; checked as a whole before a socket is bound.
 
+use hearth_service::socket;
 use std::{num::NonZeroUsize, path::PathBuf, thread, time::Duration};
 
 /// Enough warm capsules for one person's agent and its retries; a parked one costs about 45 MB (aim of issue 2).
@@ -18,15 +19,17 @@ const DATABASE_WAIT_SEC: u64 = 60;
 /// Settings of pool-manager. Argument ids are prefixed, so that one command can flatten every service's settings.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {
-    /// Unix socket that pool-manager serves on (mode 0600).
-    #[arg(id = "pool_socket", long = "pool-socket", env = "HEARTH_POOL_SOCKET")]
-    #[arg(default_value = "/var/lib/hearth/pool.sock")]
-    pub socket: PathBuf,
+    /// Data folder: sockets whose place is not given are here.
+    #[arg(id = "pool_dir", long = "dir", env = "HEARTH_DIR", default_value = "/var/lib/hearth")]
+    pub data_dir: PathBuf,
 
-    /// The host's agent, `unix:/path`.
+    /// Unix socket that pool-manager serves on (mode 0600); by default `pool.sock` in the data folder.
+    #[arg(id = "pool_socket", long = "pool-socket", env = "HEARTH_POOL_SOCKET")]
+    pub socket: Option<PathBuf>,
+
+    /// The host's agent, `unix:/path`; by default `agent/agent.sock` in the data folder.
     #[arg(id = "pool_agent_endpoint", long = "agent-endpoint", env = "HEARTH_AGENT_ENDPOINT")]
-    #[arg(default_value = "unix:/var/lib/hearth/agent/agent.sock")]
-    pub agent_endpoint: String,
+    pub agent_endpoint: Option<String>,
 
     /// Postgres, `postgres://…`. Must be set in the end; whoever embeds this service may set it later.
     #[arg(
@@ -91,8 +94,9 @@ impl Config {
     /// Defaults for everything but where things are.
     pub fn new(socket: PathBuf, agent_endpoint: String, database_url: String) -> Self {
         Self {
-            socket,
-            agent_endpoint,
+            data_dir: PathBuf::from("/"),
+            socket: Some(socket),
+            agent_endpoint: Some(agent_endpoint),
             database_url,
             database_wait_sec: DATABASE_WAIT_SEC,
             template: crate::template::alias::CODE.to_owned(),
@@ -116,9 +120,9 @@ impl Config {
                 faults.push(fault.to_owned());
             }
         };
-        demand(self.socket.is_absolute(), "HEARTH_POOL_SOCKET must be an absolute path");
+        demand(self.socket().is_absolute(), "HEARTH_POOL_SOCKET must be an absolute path");
         demand(
-            self.agent_endpoint.strip_prefix("unix:").is_some_and(|path| path.starts_with('/')),
+            self.agent_endpoint().strip_prefix("unix:").is_some_and(|path| path.starts_with('/')),
             "HEARTH_AGENT_ENDPOINT must be `unix:/absolute/path`",
         );
         demand(!self.database_url.is_empty(), "DATABASE_URL must name a Postgres database");
@@ -132,6 +136,17 @@ impl Config {
             "HEARTH_LEASE_MAX_SEC must be between HEARTH_LEASE_DEFAULT_SEC and 86400",
         );
         if faults.is_empty() { Ok(()) } else { Err(ConfigError(faults)) }
+    }
+
+    /// Where pool-manager serves.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(|| self.data_dir.join("pool.sock"))
+    }
+
+    /// Where the host's agent serves.
+    pub(crate) fn agent_endpoint(&self) -> String {
+        let default = || socket::endpoint(&self.data_dir.join("agent/agent.sock"));
+        self.agent_endpoint.clone().unwrap_or_else(default)
     }
 
     /// Restores on demand at once.
@@ -175,6 +190,8 @@ mod tests {
         let line = Line::from_arg_matches(&matches).unwrap();
         assert_eq!(line.config.check(), Ok(()));
         assert_eq!(line.config.target, TARGET);
+        assert_eq!(line.config.socket(), PathBuf::from("/var/lib/hearth/pool.sock"));
+        assert_eq!(line.config.agent_endpoint(), "unix:/var/lib/hearth/agent/agent.sock");
         assert!(line.config.restores() >= 2);
     }
 

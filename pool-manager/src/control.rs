@@ -22,11 +22,10 @@ use crate::{
     template::{alias, catalogue::Catalogue, ensure::Ensure},
 };
 use hearth_proto::wire::pool::pool_manager_server::PoolManagerServer;
-use hearth_service::{shutdown::Shutdown, socket};
+use hearth_service::{rpc, shutdown::Shutdown, socket};
 use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{net::UnixListener, sync::watch as level, task::JoinSet};
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
+use tonic::{service::Routes, transport::Server};
 
 /// The service; see [`PoolManager::start`].
 #[derive(Debug)]
@@ -75,7 +74,7 @@ impl PoolManager {
     pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, PoolManagerError> {
         config.check()?;
         metrics::describe();
-        let agent = Agent::new(&config.agent_endpoint)?;
+        let agent = Agent::new(&config.agent_endpoint())?;
         let wait = Duration::from_secs(config.database_wait_sec);
         let store = shutdown
             .token()
@@ -83,15 +82,16 @@ impl PoolManager {
             .await
             .ok_or(PoolManagerError::Stopped)??;
         let records = store.active().await.map_err(|error| PoolManagerError::Load(Box::new(error)))?;
-        let listener = socket::bind(&config.socket)
-            .map_err(|source| PoolManagerError::Socket { path: config.socket.clone(), source })?;
+        let path = config.socket();
+        let listener =
+            socket::bind(&path).map_err(|source| PoolManagerError::Socket { path: path.clone(), source })?;
 
         let mut parts = Parts { tasks: JoinSet::new() };
         let service = parts.build(&config, agent, store, records, &shutdown);
         parts.start("server", serve(listener, service, shutdown.clone()));
         let ended = parts.supervise(&shutdown);
-        tracing::info!(socket = %config.socket.display(), "pool-manager serves");
-        Ok(Running { socket: config.socket, ended, shutdown })
+        tracing::info!(socket = %path.display(), "pool-manager serves");
+        Ok(Running { socket: path, ended, shutdown })
     }
 }
 
@@ -99,11 +99,7 @@ async fn serve(listener: UnixListener, service: Service, shutdown: Shutdown) {
     let service = PoolManagerServer::new(service)
         .max_decoding_message_size(socket::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(socket::MESSAGE_BYTES_MAX);
-    let stop = shutdown.token();
-    let served = Server::builder()
-        .add_service(service)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
-        .await;
+    let served = rpc::serve(Server::builder(), Routes::new(service), listener, shutdown.token()).await;
     if let Err(error) = served {
         tracing::error!(%error, "the server ended");
     }
@@ -136,7 +132,7 @@ impl Parts {
             level::channel(Link::Away { reason: "its agent was not reached yet".to_owned() });
         let (catalogue, catalogued) = level::channel(Arc::new(Catalogue::new(&wanted)));
         let host =
-            Host { agent: agent.clone(), endpoint: config.agent_endpoint.as_str().into(), link: linked };
+            Host { agent: agent.clone(), endpoint: config.agent_endpoint().as_str().into(), link: linked };
 
         let (writer, task) = Writer::new(store.clone(), shutdown.clone());
         self.start("writer", task.run());

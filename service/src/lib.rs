@@ -1,6 +1,10 @@
-//! What every Hearth service shares: telemetry, metrics, shutdown, Unix sockets.
+//! What every Hearth service shares: telemetry, metrics, shutdown, gRPC on Unix sockets.
 
 pub mod metrics;
+pub mod rpc;
+pub mod scrape;
+pub mod settings;
 pub mod shutdown;
 pub mod socket;
 pub mod telemetry;
+pub mod underway;

@@ -24,6 +24,8 @@ async fn code_is_answered_with_everything_it_gave() {
         ("error", "ZeroDivisionError"),
         "{answer:?}"
     );
+    let traceback = answer.body.pointer("/error/traceback").map(ToString::to_string).unwrap_or_default();
+    assert!(traceback.contains("1/0"), "{answer:?}");
 
     let plot = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.show()";
     let answer = service.execute(plot).await.unwrap();
@@ -38,6 +40,10 @@ async fn code_is_answered_with_everything_it_gave() {
     });
     let answer = service.post("/v1/execute", &request).await.unwrap();
     assert_eq!(answer.text("/stdout").trim_end(), "hello me typed", "{answer:?}");
+    let artifacts = answer.body.pointer("/artifacts").and_then(|artifacts| artifacts.as_array()).cloned();
+    let made: Vec<_> =
+        artifacts.iter().flatten().map(|file| (&file["path"], &file["content_base64"])).collect();
+    assert_eq!(made, [(&json!("made.txt"), &json!("eA=="))], "what was put in is no artifact: {answer:?}");
     service.stop_clean().unwrap();
 }
 

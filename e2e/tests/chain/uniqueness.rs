@@ -46,6 +46,8 @@ async fn the_clock_is_right_also_after_a_minute_in_the_pool() {
     // The wait is what is tested: the parked capsule stands still meanwhile.
     tokio::time::sleep(Duration::from_secs(61)).await;
     let id = service.create().await.unwrap();
+    let pool = service.pool("the claim to be counted", |pool| pool.hits == 1).await.unwrap();
+    assert_eq!(pool.misses, 0, "the capsule did not wait in the pool");
     // The first run translates; its answer would be late, not wrong.
     let body = json!({ "code": "import time\nprint(time.time())" });
     let mut least = f64::MAX;

@@ -6,8 +6,10 @@ use std::collections::HashMap;
 
 /// Names and values of one environment together. The guest's kernel would take more, but not much.
 const ENV_BYTES_MAX: usize = 256 << 10;
-/// Linux's PATH_MAX.
-const PATH_BYTES_MAX: usize = 4096;
+/// As many as the guest takes for one run.
+const ENV_COUNT_MAX: usize = 256;
+/// Linux's PATH_MAX without its NUL.
+const PATH_BYTES_MAX: usize = 4095;
 const METADATA_ENTRIES_MAX: usize = 64;
 const METADATA_KEY_CHARS_MAX: usize = 128;
 const METADATA_VALUE_CHARS_MAX: usize = 1024;
@@ -18,6 +20,9 @@ const TEMPLATE_CHARS_MAX: usize = 64;
 /// An environment: names without `=`, blanks and control characters, values without NUL.
 pub(crate) fn env(fields: &mut Fields, name: &str) -> Result<HashMap<String, String>, ApiError> {
     let env = fields.text_map(name)?.unwrap_or_default();
+    if env.len() > ENV_COUNT_MAX {
+        return Err(fields.fault(name, format!("over {ENV_COUNT_MAX} variables")));
+    }
     let mut size: usize = 0;
     for (key, value) in &env {
         let usable =

@@ -168,7 +168,9 @@ async fn collect(
     let mut events = opened.map_err(|error| before(error, begun))?;
     let mut collector = Collector::new(run.max_output_bytes);
     let mut resume = Duration::ZERO;
-    let mut running = false;
+    // The caller's own capsule cannot be replaced by another one: once the call is open, its code may have run, and a
+    // break is a loss, also when nothing was said yet.
+    let mut running = place.source == Source::Own;
     while let Some(event) = next(&mut events, running, begun).await? {
         match event.event {
             Some(execute_event::Event::Timings(timings)) => resume = Duration::from_micros(timings.resume_us),

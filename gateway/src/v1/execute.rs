@@ -103,8 +103,15 @@ fn takes_json(headers: &HeaderMap) -> Result<(), ApiError> {
 }
 
 fn is_json_range(range: &str) -> bool {
-    let range = range.split(';').next().unwrap_or(range).trim();
-    ["*/*", "application/*", "application/json"].iter().any(|json| range.eq_ignore_ascii_case(json))
+    let mut parts = range.split(';').map(str::trim);
+    let range = parts.next().unwrap_or_default();
+    // A weight of zero means "not this" (RFC 9110, 12.4.2).
+    let refused = parts.any(|part| {
+        let weight = part.strip_prefix("q=").or_else(|| part.strip_prefix("Q="));
+        weight.is_some_and(|weight| weight.parse::<f32>().is_ok_and(|weight| weight == 0.0))
+    });
+    !refused
+        && ["*/*", "application/*", "application/json"].iter().any(|json| range.eq_ignore_ascii_case(json))
 }
 
 #[cfg(test)]
@@ -124,7 +131,12 @@ mod tests {
         {
             assert!(takes(accept), "{accept}");
         }
-        for accept in ["text/event-stream", "application/x-ndjson", "text/html, image/png"] {
+        for accept in [
+            "text/event-stream",
+            "application/x-ndjson",
+            "text/html, image/png",
+            "application/json;q=0, text/event-stream",
+        ] {
             assert!(!takes(accept), "{accept}");
         }
     }

@@ -19,9 +19,12 @@ use std::time::Duration;
 const TIMEOUT_MS: u64 = 30_000;
 const OUTPUT_BYTES: u64 = 1 << 20;
 const STDIN_BYTES_MAX: usize = 1 << 20;
-const FILES_MAX: usize = 1_000;
+/// As many as the guest takes.
+const FILES_MAX: usize = 256;
 /// More than any host has.
 const MEMORY_MB_MAX: u64 = 16 << 20;
+/// Fields that choose a fresh capsule. In one that is there they would be ignored, which is not what was asked for.
+const OF_THE_CAPSULE: [&str; 3] = ["template", "memory_mb", "session"];
 /// What runs today.
 const AVAILABLE: &str = "python";
 /// Languages of the API whose kernels are not made yet.
@@ -34,6 +37,8 @@ pub(crate) fn one_shot(fields: &mut Fields, config: &Config) -> Result<(Wish, Ru
             fields.fault("session", "sessions are not available yet; create a capsule and run code in it")
         );
     }
+    // The same words as in a capsule of the caller, where a context can be named one day.
+    context(fields)?;
     rules::network(fields)?;
     let wish = Wish {
         template: rules::template(fields)?,
@@ -44,10 +49,21 @@ pub(crate) fn one_shot(fields: &mut Fields, config: &Config) -> Result<(Wish, Ru
 
 /// Reads a run for the default context of a running capsule.
 pub(crate) fn in_capsule(fields: &mut Fields, config: &Config) -> Result<Run, ApiError> {
+    context(fields)?;
+    rules::network(fields)?;
+    for name in OF_THE_CAPSULE {
+        if fields.any(name).is_some() {
+            return Err(fields.fault(name, "decided when the capsule was created; leave it out"));
+        }
+    }
+    run(fields, config)
+}
+
+fn context(fields: &mut Fields) -> Result<(), ApiError> {
     if fields.text("context_id")?.is_some_and(|id| !id.is_empty()) {
         return Err(fields.fault("context_id", "only the default context is available yet; leave it out"));
     }
-    run(fields, config)
+    Ok(())
 }
 
 fn run(fields: &mut Fields, config: &Config) -> Result<Run, ApiError> {
@@ -114,7 +130,10 @@ fn file(object: &mut Fields) -> Result<File, ApiError> {
     if path.is_empty() {
         return Err(object.fault("path", "required"));
     }
-    if path.ends_with('/') {
+    if path.split('/').any(|part| part == "..") {
+        return Err(object.fault("path", "must not contain `..`"));
+    }
+    if path.ends_with('/') || path.ends_with("/.") || path == "." {
         return Err(object.fault("path", "must name a file, not a directory"));
     }
     let content = match (object.text("content")?, object.text("content_base64")?) {

@@ -37,7 +37,7 @@ impl Testbed {
         let folder = tempfile::tempdir().expect("a folder");
         let url = postgres::database().await;
         let mut config = config(&url, &folder.path().join("data"), args);
-        config.pool_manager = format!("unix:{}/absent.sock", folder.path().display());
+        config.pool_manager = Some(format!("unix:{}/absent.sock", folder.path().display()));
         let (running, shutdown) = start(&config).await.expect("a gateway");
         Self { database: url, config, running, shutdown, client: reqwest::Client::new(), _folder: folder }
     }

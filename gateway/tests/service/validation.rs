@@ -83,11 +83,61 @@ async fn execute_names_the_field() {
             "files[0].content_base64: not valid base64",
         ),
         (r#"{"code":"1","files":[{"path":"a/","content":""}]}"#, 400, "files[0].path: must name a file"),
+        (r#"{"code":"1","files":[{"path":"a/.","content":""}]}"#, 400, "files[0].path: must name a file"),
+        (
+            r#"{"code":"1","files":[{"path":"a/../../b","content":""}]}"#,
+            400,
+            "files[0].path: must not contain `..`",
+        ),
+        (r#"{"code":"1","context_id":"c"}"#, 400, "context_id: only the default context"),
+        (r#"{"code":"1","timeout_ms":-5}"#, 400, "timeout_ms: must be from 1 to 60000, got -5"),
+        (r#"{"code":"1","timeout_ms":NaN}"#, 400, "…not valid JSON: expected value at line 1 column 26"),
+        (r#"{"code":"1","timeout_ms":1e400}"#, 400, "…not valid JSON: number out of range"),
+        (r#"{"code":"1","timeout_ms":99999999999999999999}"#, 400, "timeout_ms: expected a whole number"),
         (r#"{"code":"1","files":[{"path":"a","content":"0123456789abcdef"}]}"#, 413, "files: over 16 bytes"),
     ];
     check(&bed, "/v1/execute", cases).await;
     let refused = refusal(bed.post("/v1/execute", b"{\"code\":\"\xff\"}".to_vec())).await;
     assert_eq!((refused.status, refused.message.as_str()), (400, "the body is not valid UTF-8 at byte 9"));
+}
+
+#[tokio::test]
+async fn counts_are_limited_where_the_field_can_be_named() {
+    let bed = Testbed::start().await;
+    let many = |number: usize| {
+        let files: Vec<_> =
+            (0..number).map(|file| serde_json::json!({ "path": file.to_string(), "content": "" })).collect();
+        let env: serde_json::Map<_, _> =
+            (0..number).map(|name| (format!("A{name}"), serde_json::json!(""))).collect();
+        (
+            serde_json::json!({ "code": "1", "files": files }).to_string(),
+            serde_json::json!({ "code": "1", "cmd": "x", "env": env }).to_string(),
+        )
+    };
+    let (files, env) = many(256);
+    assert_eq!(refusal(bed.post("/v1/execute", files)).await.code, "host_unavailable");
+    assert_eq!(refusal(bed.post("/v1/execute", env)).await.code, "host_unavailable");
+    let (files, env) = many(257);
+    let refused = refusal(bed.post("/v1/execute", files)).await;
+    assert_eq!((refused.status, refused.message.as_str()), (400, "files: over 256 files"));
+    for path in ["/v1/execute", "/v1/capsules", &format!("{CAPSULE}/exec"), &format!("{CAPSULE}/execute")] {
+        let refused = refusal(bed.post(path, env.clone())).await;
+        assert_eq!((refused.status, refused.message.as_str()), (400, "env: over 256 variables"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn what_belongs_to_the_capsule_is_refused_in_one() {
+    let bed = Testbed::start().await;
+    let cases: &[Case] = &[
+        (r#"{"code":"1","template":"code"}"#, 400, "template: decided when the capsule was created"),
+        (r#"{"code":"1","memory_mb":512}"#, 400, "memory_mb: decided when the capsule was created"),
+        (r#"{"code":"1","session":"s"}"#, 400, "session: decided when the capsule was created"),
+        (r#"{"code":"1","network":"internet"}"#, 400, "network: only \"none\" is available"),
+        (r#"{"code":"1","context_id":"c"}"#, 400, "context_id: only the default context"),
+        (r#"{"code":1}"#, 400, "code: expected a string"),
+    ];
+    check(&bed, &format!("{CAPSULE}/execute"), cases).await;
 }
 
 #[tokio::test]
@@ -99,6 +149,8 @@ async fn headers_are_checked_too() {
     let key = refusal(request().header("idempotency-key", "x".repeat(256))).await;
     assert_eq!((key.status, key.code.as_str()), (400, "invalid_request"));
     assert!(key.message.starts_with("Idempotency-Key: "));
+    let twice = refusal(request().header("idempotency-key", "a").header("idempotency-key", "b")).await;
+    assert_eq!((twice.status, twice.message.as_str()), (400, "Idempotency-Key: given more than once"));
     // Good requests of odd form go as far as the absent pool-manager.
     for good in [
         request().header("content-type", "text/plain"),

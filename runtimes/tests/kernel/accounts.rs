@@ -3,6 +3,7 @@
 use super::support::{Bed, request};
 use hearth_proto::wire::run::{FileInput, RunRequest, RunStatus};
 use hearth_runtimes::User;
+use hearth_test_skip::lacks;
 use std::os::unix::{fs::MetadataExt, fs::chown, process::CommandExt};
 
 const UID: u32 = 12345;
@@ -26,7 +27,7 @@ async fn kernels_and_their_files_have_the_users_rights_and_no_more() {
         std::process::Command::new(python).arg("--version").uid(UID).status().is_ok_and(|s| s.success())
     };
     if !python.is_some_and(can_run) {
-        eprintln!("skipped: not root, or other accounts cannot run this Python");
+        lacks("root", "not root, or other accounts cannot run this Python");
         return;
     }
     let code = "import os; os.getresuid(), os.getresgid(), os.getgroups(), os.environ['HOME'] == os.getcwd(), os.access('/etc/shadow', os.R_OK)";

@@ -2,6 +2,7 @@
 
 use super::support::{Bed, request};
 use hearth_proto::wire::run::{RunRequest, RunStatus};
+use hearth_test_skip::lacks;
 use std::{fs, path::PathBuf, time::Duration};
 
 /// A cgroup of our own, removed at the end.
@@ -39,7 +40,7 @@ impl Drop for Group {
 #[tokio::test]
 async fn what_leaves_the_process_group_is_killed_with_the_kernel() {
     let Some(group) = Group::new("kill") else {
-        eprintln!("skipped: no cgroup v2 that this process may write to");
+        lacks("cgroup", "there is no cgroup v2 that this process may write to");
         return;
     };
     let Some(bed) = Bed::with(|config| config.cgroup = Some(group.0.clone())) else { return };
@@ -70,7 +71,10 @@ async fn what_leaves_the_process_group_is_killed_with_the_kernel() {
 #[tokio::test]
 async fn too_much_memory_is_told_from_other_deaths() {
     let Some(group) = Group::new("memory").filter(Group::has_memory) else {
-        eprintln!("skipped: no cgroup v2 with the memory controller");
+        lacks(
+            "cgroup-memory",
+            "there is no cgroup v2 with the memory controller; boot with systemd.unified_cgroup_hierarchy=1",
+        );
         return;
     };
     let Some(bed) = Bed::with(|config| {

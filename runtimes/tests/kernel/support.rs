@@ -11,23 +11,22 @@ use std::{path::PathBuf, process::Command, sync::OnceLock, time::Duration};
 fn python() -> Option<PathBuf> {
     static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
     let find = || {
-        if std::env::var("HEARTH_TEST_SKIP").is_ok_and(|skip| skip.contains("python")) {
-            return None;
-        }
         let python = std::env::var("HEARTH_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
         let probe = "import sys, IPython; print(sys.executable)";
         let output = Command::new(&python).args(["-c", probe]).output();
         let found = output.ok().filter(|output| output.status.success());
-        let Some(found) = found else {
-            panic!(
-                "{python} cannot import IPython. Install the packages python3-ipython and python3-matplotlib-inline, \
-                 or make a virtual environment with `pip install ipython numpy pandas matplotlib` and set \
-                 HEARTH_TEST_PYTHON to its python; HEARTH_TEST_SKIP=python skips these tests"
-            );
-        };
+        let found = found?;
         Some(String::from_utf8_lossy(&found.stdout).trim().into())
     };
     FOUND.get_or_init(find).clone()
+}
+
+/// For tests without an interpreter: fails, or says that they are skipped.
+fn lacks_python() {
+    hearth_test_skip::lacks(
+        "python",
+        "HEARTH_TEST_PYTHON (or python3) cannot import IPython; `./setup --test` makes one that can",
+    );
 }
 
 /// Is this module importable in the kernels' Python?
@@ -66,7 +65,10 @@ impl Bed {
 
     /// A bed with another configuration.
     pub fn with(change: impl FnOnce(&mut Config)) -> Option<Self> {
-        let python = python()?;
+        let Some(python) = python() else {
+            lacks_python();
+            return None;
+        };
         let home = tempfile::tempdir().expect("a folder");
         let run = tempfile::tempdir().expect("a folder");
         let user = User {
