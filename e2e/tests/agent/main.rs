@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod killed;
+
 use hearth_e2e::{agent::TestAgent, leftovers};
 use hearth_proto::wire::agent as wire;
 use std::{
