@@ -64,7 +64,7 @@ pub fn fill(
 }
 
 /// Pages of the chunk that are in the image.
-fn present(image: &File, chunk: usize) -> Result<u16, FillError> {
+pub(super) fn present(image: &File, chunk: usize) -> Result<u16, FillError> {
     let start = (chunk * CHUNK) as i64;
     let end = start + CHUNK as i64;
     let mut bits = 0u16;

@@ -64,6 +64,7 @@ pub struct Entry {
 pub struct Layer {
     file: File,
     ram_bytes: u64,
+    checksum: u64,
     index: Vec<Entry>,
 }
 
@@ -81,44 +82,94 @@ pub struct Written {
 /// Writes the layer of a whole memory: every page is stored or zero. `ram` is read in chunks; its length must be a
 /// multiple of the chunk size. The file is synced before this returns.
 pub fn write(ram: &File, ram_bytes: u64, out: &File) -> Result<Written, LayerError> {
-    if ram_bytes == 0 || !ram_bytes.is_multiple_of(CHUNK as u64) || RAM_BYTES_MAX < ram_bytes {
-        return Err(LayerError::Format(format!("{ram_bytes} bytes of memory cannot be stored")));
-    }
-    let chunks = ram_bytes / CHUNK as u64;
-    let mut writer = io::BufWriter::with_capacity(1 << 20, out);
-    writer.write_all(&[0; HEADER_BYTES])?;
-    let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
-    let mut index = Vec::with_capacity(chunks as usize * ENTRY_BYTES);
-    let mut offset = HEADER_BYTES as u64;
+    let mut writer = Writer::new(out, ram_bytes)?;
     let mut chunk = vec![0; CHUNK];
     let mut pages = Vec::with_capacity(CHUNK);
-    let mut written = Written { stored_pages: 0, zero_pages: 0, bytes: 0 };
-    for number in 0..chunks {
+    for number in 0..writer.chunks {
         ram.read_exact_at(&mut chunk, number * CHUNK as u64)?;
         pages.clear();
         let (mut stored, mut zero) = (0u16, 0u16);
         for (bit, page) in chunk.chunks_exact(PAGE).enumerate() {
-            if page.iter().all(|byte| *byte == 0) {
+            if is_zero(page) {
                 zero |= 1 << bit;
             } else {
                 stored |= 1 << bit;
                 pages.extend_from_slice(page);
             }
         }
-        let frame = if stored == 0 { Vec::new() } else { compressor.compress(&pages)? };
-        writer.write_all(&frame)?;
-        let entry = Entry { offset, length: frame.len() as u32, stored, zero, checksum: xxh3_64(&pages) };
-        entry.encode(&mut index);
-        offset += frame.len() as u64;
-        written.stored_pages += u64::from(stored.count_ones());
-        written.zero_pages += u64::from(zero.count_ones());
+        writer.add(stored, zero, &pages)?;
     }
-    writer.write_all(&index)?;
-    writer.flush()?;
-    out.write_all_at(&header(ram_bytes, chunks, offset, xxh3_64(&index)), 0)?;
+    let written = writer.finish()?;
     out.sync_all()?;
-    written.bytes = offset + index.len() as u64;
     Ok(written)
+}
+
+/// Whether a page is all zero.
+pub(super) fn is_zero(page: &[u8]) -> bool {
+    page.iter().all(|byte| *byte == 0)
+}
+
+/// Writes a layer chunk by chunk, from the first to the last.
+pub(super) struct Writer<'a> {
+    out: &'a File,
+    frames: io::BufWriter<&'a File>,
+    compressor: zstd::bulk::Compressor<'static>,
+    ram_bytes: u64,
+    chunks: u64,
+    index: Vec<u8>,
+    offset: u64,
+    written: Written,
+}
+
+impl<'a> Writer<'a> {
+    /// Begins the layer of `ram_bytes` of memory in an empty file.
+    pub(super) fn new(out: &'a File, ram_bytes: u64) -> Result<Self, LayerError> {
+        if ram_bytes == 0 || !ram_bytes.is_multiple_of(CHUNK as u64) || RAM_BYTES_MAX < ram_bytes {
+            return Err(LayerError::Format(format!("{ram_bytes} bytes of memory cannot be stored")));
+        }
+        let chunks = ram_bytes / CHUNK as u64;
+        let mut frames = io::BufWriter::with_capacity(1 << 20, out);
+        frames.write_all(&[0; HEADER_BYTES])?;
+        Ok(Self {
+            out,
+            frames,
+            compressor: zstd::bulk::Compressor::new(LEVEL)?,
+            ram_bytes,
+            chunks,
+            index: Vec::with_capacity(chunks as usize * ENTRY_BYTES),
+            offset: HEADER_BYTES as u64,
+            written: Written { stored_pages: 0, zero_pages: 0, bytes: 0 },
+        })
+    }
+
+    /// Adds the next chunk: which of its pages are stored (their bytes, in order, are `pages`), which are zero. Pages
+    /// that are neither are as in the parent.
+    pub(super) fn add(&mut self, stored: u16, zero: u16, pages: &[u8]) -> Result<(), LayerError> {
+        if stored & zero != 0 || pages.len() != stored.count_ones() as usize * PAGE {
+            return Err(LayerError::Format("a chunk's pages and bits do not fit".to_owned()));
+        }
+        let frame = if stored == 0 { Vec::new() } else { self.compressor.compress(pages)? };
+        self.frames.write_all(&frame)?;
+        let checksum = xxh3_64(pages);
+        let entry = Entry { offset: self.offset, length: frame.len() as u32, stored, zero, checksum };
+        entry.encode(&mut self.index);
+        self.offset += frame.len() as u64;
+        self.written.stored_pages += u64::from(stored.count_ones());
+        self.written.zero_pages += u64::from(zero.count_ones());
+        Ok(())
+    }
+
+    /// Writes index and header. Syncing is the caller's.
+    pub(super) fn finish(mut self) -> Result<Written, LayerError> {
+        if self.index.len() as u64 != self.chunks * ENTRY_BYTES as u64 {
+            return Err(LayerError::Format("a layer without all of its chunks".to_owned()));
+        }
+        self.frames.write_all(&self.index)?;
+        self.frames.flush()?;
+        self.out.write_all_at(&header(self.ram_bytes, self.chunks, self.offset, xxh3_64(&self.index)), 0)?;
+        self.written.bytes = self.offset + self.index.len() as u64;
+        Ok(self.written)
+    }
 }
 
 fn header(ram_bytes: u64, chunks: u64, index_offset: u64, index_checksum: u64) -> Vec<u8> {
@@ -206,7 +257,17 @@ impl Layer {
                 return Err(format("an index entry points outside the frames"));
             }
         }
-        Ok(Self { file, ram_bytes, index })
+        Ok(Self { file, ram_bytes, checksum: u64_at(&head, 56), index })
+    }
+
+    /// Names the layer by its content: the header's checksum covers the index's, which covers those of all pages.
+    pub fn checksum(&self) -> u64 {
+        self.checksum
+    }
+
+    /// Whether every page is stored or zero, so that no parent is needed.
+    pub fn is_whole(&self) -> bool {
+        self.index.iter().all(|entry| entry.stored | entry.zero == u16::MAX)
     }
 
     /// Bytes of guest memory.
