@@ -6,7 +6,7 @@
 use super::{
     CHUNK, CHUNK_PAGES, PAGE,
     fill::{FillError, present},
-    layer::{Buffers, Layer, LayerError, Writer, Written, is_zero},
+    layer::{Buffers, Layer, LayerError, Writer, Written, is_zero, runs},
 };
 use std::{fs::File, io, os::unix::fs::FileExt};
 
@@ -51,14 +51,13 @@ impl Parent {
             self.layer.read(chunk, buffers)?;
             return Ok(());
         }
-        for bit in 0..CHUNK_PAGES {
-            let page = &mut buffers.chunk[bit * PAGE..][..PAGE];
-            if stored >> bit & 1 == 1 {
-                let at = (chunk * CHUNK + bit * PAGE) as u64;
-                self.image.read_exact_at(page, at).map_err(FillError::Image)?;
-            } else if wanted >> bit & 1 == 1 {
-                page.fill(0);
-            }
+        for (bit, pages) in runs(stored) {
+            let at = (chunk * CHUNK + bit * PAGE) as u64;
+            let bytes = &mut buffers.chunk[bit * PAGE..][..pages * PAGE];
+            self.image.read_exact_at(bytes, at).map_err(FillError::Image)?;
+        }
+        for (bit, pages) in runs(wanted & !stored) {
+            buffers.chunk[bit * PAGE..][..pages * PAGE].fill(0);
         }
         Ok(())
     }
@@ -77,7 +76,7 @@ pub fn write(
     }
     let mut writer = Writer::new(out, parent.layer.ram_bytes())?;
     let mut buffers = Buffers::new().map_err(LayerError::Io)?;
-    let mut page = vec![0; PAGE];
+    let mut mine = vec![0; CHUNK];
     let mut pages = Vec::with_capacity(CHUNK);
     for (chunk, own) in own.iter().copied().enumerate() {
         pages.clear();
@@ -85,16 +84,20 @@ pub fn write(
         if own != 0 {
             parent.read(chunk, own, &mut buffers)?;
         }
+        for (bit, pages) in runs(own) {
+            let bytes = &mut mine[bit * PAGE..][..pages * PAGE];
+            memory((chunk * CHUNK + bit * PAGE) as u64, bytes).map_err(DifferenceError::Memory)?;
+        }
         for bit in (0..CHUNK_PAGES).filter(|bit| own >> bit & 1 == 1) {
-            memory((chunk * CHUNK + bit * PAGE) as u64, &mut page).map_err(DifferenceError::Memory)?;
-            if page[..] == buffers.chunk[bit * PAGE..][..PAGE] {
+            let page = &mine[bit * PAGE..][..PAGE];
+            if *page == buffers.chunk[bit * PAGE..][..PAGE] {
                 continue;
             }
-            if is_zero(&page) {
+            if is_zero(page) {
                 zero |= 1 << bit;
             } else {
                 stored |= 1 << bit;
-                pages.extend_from_slice(&page);
+                pages.extend_from_slice(page);
             }
         }
         writer.add(stored, zero, &pages)?;

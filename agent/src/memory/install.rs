@@ -7,8 +7,8 @@
 #![expect(unsafe_code, reason = "answers faults in advance at the VMM's addresses")]
 
 use super::{
-    CHUNK, CHUNK_PAGES, PAGE,
-    layer::{Buffers, Layer, LayerError},
+    CHUNK, PAGE,
+    layer::{Buffers, Layer, LayerError, runs},
 };
 use userfaultfd::{Error, Uffd};
 
@@ -53,21 +53,6 @@ pub fn install(uffd: &Uffd, address: u64, layer: &Layer, buffers: &mut Buffers) 
     Ok(())
 }
 
-/// (pure) The runs of set bits: first bit and length.
-fn runs(bits: u16) -> impl Iterator<Item = (usize, usize)> {
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        let rest = u32::from(bits) >> at;
-        if rest == 0 || CHUNK_PAGES <= at {
-            return None;
-        }
-        let first = at + rest.trailing_zeros() as usize;
-        let length = (u32::from(bits) >> first).trailing_ones() as usize;
-        at = first + length;
-        Some((first, length))
-    })
-}
-
 fn copy(uffd: &Uffd, pages: &[u8], to: u64) -> Result<(), InstallError> {
     let mut done = 0;
     for _ in 0..ATTEMPTS {
@@ -96,24 +81,4 @@ fn zero(uffd: &Uffd, at: u64, bytes: usize) -> Result<(), InstallError> {
         }
     }
     Err(InstallError::Unsettled)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn runs_are_the_set_bits(bits: u16) {
-            let mut seen = 0u16;
-            for (first, length) in runs(bits) {
-                for bit in first..first + length {
-                    prop_assert_eq!(seen >> bit & 1, 0);
-                    seen |= 1 << bit;
-                }
-            }
-            prop_assert_eq!(seen, bits);
-        }
-    }
 }

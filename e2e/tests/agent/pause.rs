@@ -93,15 +93,22 @@ async fn a_restarted_agent_lists_a_paused_capsule_and_resumes_it() {
     agent.python(id, SET_UP).await.unwrap();
     let running = agent.restore(false).await.unwrap();
     agent.pause(id).await.unwrap();
+    let snapshots = dir.path().join("agent/snapshots");
     for kill in [true, false] {
         if kill {
             agent.process.kill().unwrap()
         } else {
             agent.process.stop().unwrap()
         }
+        // What a crash leaves: a generation that no record names, and a draft.
+        for orphan in ["gen-orphan", ".draft-x"] {
+            fs::create_dir(snapshots.join(orphan)).unwrap();
+            fs::write(snapshots.join(orphan).join("manifest.json"), b"{}").unwrap();
+        }
         agent = TestAgent::start(dir.path(), &[("HEARTH_PARKED", "0")]).await.unwrap();
         assert_eq!(agent.get(id).await.unwrap().state(), CapsuleState::Paused);
         assert!(agent.get(running).await.is_err(), "a running capsule ends with the agent");
+        assert_eq!(fs::read_dir(&snapshots).unwrap().count(), 1, "only what a record names stays");
     }
     // No template was ensured by this agent: the generation names what it stands on.
     agent.resume(id).await.unwrap();

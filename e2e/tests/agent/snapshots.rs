@@ -5,6 +5,7 @@ use crate::{
     pause::{CHECK_AND_CHANGE, SET_UP},
 };
 use hearth_e2e::{agent::TestAgent, leftovers, process::until};
+use hearth_proto::{id::CapsuleId, wire::agent as wire};
 use std::{collections::HashMap, fs, time::Duration};
 
 fn env() -> HashMap<String, String> {
@@ -48,6 +49,44 @@ async fn a_named_snapshot_is_a_template_until_it_is_deleted() {
     assert_eq!(agent.python(first, CHECK_AND_CHANGE).await.unwrap(), format!("3 {first}"));
     agent.process.stop().unwrap();
     assert_eq!(fs::read_dir(dir.path().join("agent/snapshots")).unwrap().count(), 1);
+    assert_eq!(leftovers::of(dir.path()), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_deleted_during_a_restore_is_kept_for_it() {
+    let dir = folder();
+    let mut agent = TestAgent::start(dir.path(), &[("HEARTH_PARKED", "0")]).await.unwrap();
+    agent.ensure_code().await.unwrap();
+    let source = agent.restore_from("code", env()).await.unwrap();
+    agent.python(source, SET_UP).await.unwrap();
+    let (name, _) = agent.snapshot(source).await.unwrap();
+    let id = CapsuleId::new();
+    let request = wire::RestoreRequest {
+        capsule_id: id.to_string(),
+        template: name.to_string(),
+        park: false,
+        env: env(),
+    };
+    let mut changes = agent.client.watch_host(wire::WatchHostRequest {}).await.unwrap().into_inner();
+    let mut client = agent.client.clone();
+    let restore = tokio::spawn(async move { client.restore(request).await });
+    loop {
+        let change = changes.message().await.unwrap().unwrap();
+        if change.capsule_id == id.to_string() {
+            assert_eq!(change.state(), wire::CapsuleState::Starting);
+            break;
+        }
+    }
+    agent.delete_snapshot(name).await.unwrap();
+    assert_eq!(agent.snapshots().await.unwrap(), Vec::<String>::new());
+    restore.await.unwrap().unwrap();
+    assert_eq!(agent.python(id, CHECK_AND_CHANGE).await.unwrap(), format!("2 {id}"));
+    let snapshots = dir.path().join("agent/snapshots");
+    until(Duration::from_secs(10), "its files to be gone", || {
+        Ok((fs::read_dir(&snapshots)?.count() == 0).then_some(()))
+    })
+    .unwrap();
+    agent.process.stop().unwrap();
     assert_eq!(leftovers::of(dir.path()), Vec::<String>::new());
 }
 
