@@ -1,7 +1,12 @@
 //! Builds the agent's parts in order and owns their shutdown; holds no capsule logic.
 
 use crate::{
-    capsule::{parking::Parking, registry::Registry},
+    capsule::{
+        parking::Parking,
+        paused::{PausedError, PausedRecord, PausedRecords},
+        registry::Registry,
+        runner,
+    },
     config::{AgentConfig, ConfigError, Layout},
     engine::{Accelerator, Engine, EngineError, TCG_WARNING},
     grpc::service::AgentService,
@@ -10,7 +15,10 @@ use crate::{
         Reaper,
         sweep::{Swept, sweep},
     },
-    snapshot::store::{Store, StoreError},
+    snapshot::{
+        generation::Generations,
+        store::{Store, StoreError},
+    },
     template::Templates,
     vmm::launch::{LaunchError, Launcher},
 };
@@ -20,7 +28,9 @@ use hearth_proto::{
 };
 use hearth_service::{rpc, shutdown::Shutdown, socket};
 use std::{
+    collections::HashSet,
     fs, io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -43,6 +53,9 @@ pub enum StartError {
     /// No snapshot store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// No records of paused capsules.
+    #[error(transparent)]
+    Paused(#[from] PausedError),
     /// No tmpfs for images.
     #[error(transparent)]
     Images(#[from] ImageError),
@@ -70,6 +83,10 @@ pub struct Parts {
     pub registry: Arc<Registry>,
     /// Templates of this host.
     pub templates: Arc<Templates>,
+    /// Frozen states of capsules.
+    pub generations: Arc<Generations>,
+    /// Records of paused capsules.
+    pub paused: PausedRecords,
     /// Memory images.
     pub images: Arc<Images>,
     /// What this host is.
@@ -121,7 +138,14 @@ impl Agent {
         let parking = Parking::start(launcher.clone(), images.clone(), config.parked, shutdown.token());
         let registry = Arc::new(Registry::new(config.max_capsules));
         let templates = Arc::new(Templates::new(store, images.clone(), launcher, parking, config));
-        let parts = Arc::new(Parts { registry, templates, images, host: host_facts, shutdown });
+        let generations = Arc::new(Generations::open(&layout.snapshots(), templates.clone())?);
+        fs::set_permissions(layout.snapshots(), fs::Permissions::from_mode(0o700))
+            .map_err(host("the snapshots' folder"))?;
+        let paused = PausedRecords::open(&layout.paused())?;
+        let records = find_paused(&generations, &paused)?;
+        let parts =
+            Arc::new(Parts { registry, templates, generations, paused, images, host: host_facts, shutdown });
+        take_over(&parts, records);
         let stop_server = CancellationToken::new();
         let service = AgentServer::new(AgentService::new(parts.clone()))
             .max_decoding_message_size(socket::MESSAGE_BYTES_MAX * 3)
@@ -142,11 +166,11 @@ impl Agent {
         &self.parts.host
     }
 
-    /// Destroys all capsules and gives everything back.
+    /// Destroys all capsules but paused ones, which stay on disk, and gives everything back.
     pub async fn stop(self) {
         self.parts.shutdown.begin();
         let capsules = self.parts.registry.list();
-        futures::future::join_all(capsules.iter().map(|capsule| capsule.destroy())).await;
+        futures::future::join_all(capsules.iter().map(|capsule| capsule.leave())).await;
         self.stop_server.cancel();
         if tokio::time::timeout(GRACE, self.server).await.is_err() {
             tracing::warn!("calls were still open at the end of the grace period");
@@ -174,6 +198,39 @@ pub async fn clean(layout: &Layout) -> io::Result<Swept> {
         Ok(()) | Err(_) => {}
     }
     Ok(swept)
+}
+
+/// Reads the records of paused capsules and removes generations that none of them names.
+fn find_paused(generations: &Generations, paused: &PausedRecords) -> Result<Vec<PausedRecord>, StartError> {
+    let (records, damaged) = paused.list()?;
+    for error in &damaged {
+        tracing::error!(error = hearth_service::telemetry::chain(error), "a paused capsule cannot be listed");
+    }
+    // A record that cannot be read may name any of them: then nothing is removed.
+    if damaged.is_empty() {
+        let wanted: HashSet<String> = records.iter().map(|record| record.generation.clone()).collect();
+        let removed = generations.sweep(&wanted)?;
+        if removed > 0 {
+            tracing::warn!(removed, "removed snapshots that nobody wants");
+        }
+        if let Err(error) = generations.release_bases() {
+            tracing::warn!(
+                error = hearth_service::telemetry::chain(&error),
+                "templates stay that may not be needed"
+            );
+        }
+    }
+    Ok(records)
+}
+
+/// Lists the capsules that an earlier agent paused.
+fn take_over(parts: &Arc<Parts>, records: Vec<PausedRecord>) {
+    for record in records {
+        let id = record.id;
+        if parts.registry.insert(id, || runner::rest(parts, record)).is_err() {
+            tracing::error!(capsule.id = %id, "a paused capsule is there twice");
+        }
+    }
 }
 
 fn report(swept: &Swept) {

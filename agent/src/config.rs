@@ -117,6 +117,16 @@ impl Layout {
         self.agent().join("vmms")
     }
 
+    /// Generations of capsules: what paused ones are resumed from, and named snapshots.
+    pub fn snapshots(&self) -> PathBuf {
+        self.agent().join("snapshots")
+    }
+
+    /// One record per paused capsule.
+    pub fn paused(&self) -> PathBuf {
+        self.agent().join("paused")
+    }
+
     /// Mount point of the tmpfs for memory images.
     pub fn images(&self) -> PathBuf {
         self.agent().join("images")

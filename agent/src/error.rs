@@ -1,8 +1,13 @@
 //! What a caller of the agent can be told.
 
 use crate::{
-    capsule::state::Denied, guest::GuestError, memory::image::ImageError, snapshot::store::StoreError,
-    template::TemplateError, vmm::launch::LaunchError, vmm::qmp::QmpError,
+    capsule::{capture::CaptureError, paused::PausedError, state::Denied},
+    guest::GuestError,
+    memory::image::ImageError,
+    snapshot::{generation::GenerationError, store::StoreError},
+    template::TemplateError,
+    vmm::launch::LaunchError,
+    vmm::qmp::QmpError,
 };
 
 /// Everything a call of the agent can fail with.
@@ -37,6 +42,18 @@ pub enum AgentError {
     /// The guest did not do as told.
     #[error(transparent)]
     Guest(#[from] GuestError),
+    /// The capsule could not be captured.
+    #[error("the capsule could not be captured: {0}")]
+    Capture(#[from] CaptureError),
+    /// A generation of a capsule cannot be used.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    /// The record of a paused capsule failed.
+    #[error(transparent)]
+    Paused(#[from] PausedError),
+    /// Something of this id is there already.
+    #[error("{0} exists already")]
+    Exists(String),
     /// The snapshot store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -1,4 +1,5 @@
 //! The agent's gRPC server.
 
 pub mod service;
+mod snapshots;
 pub mod status;

@@ -117,6 +117,12 @@ fn random<const N: usize>() -> Result<[u8; N], GuestError> {
     Ok(bytes)
 }
 
+/// The machine id of a guest: its own, and the same whenever it is activated.
+fn machine_id(hostname: &str) -> String {
+    use sha2::{Digest, Sha256};
+    hex::encode(&Sha256::digest(format!("hearth machine-id {hostname}"))[..16])
+}
+
 /// Connects, with a fresh attempt when the guest lets one pass: TCP itself would repeat it only after a second, and a
 /// booting guest answers nothing at first.
 async fn dial(netns: Arc<Netns>) -> io::Result<TokioIo<tokio::net::TcpStream>> {
@@ -170,8 +176,8 @@ impl Guest {
         let request = ActivateRequest {
             entropy: random::<64>()?.to_vec(),
             realtime_ns: realtime_ns(),
+            machine_id: machine_id(&identity.hostname),
             hostname: identity.hostname,
-            machine_id: hex::encode(random::<16>()?),
             token: token.clone(),
             env: identity.env,
         };

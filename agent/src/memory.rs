@@ -7,16 +7,23 @@
 //!                             of one snapshot               a hole: event to the capsule's own pager
 //! ```
 //!
+//! A capsule that is paused, forked or snapshotted adds a layer of its own: only the pages that differ from its
+//! template's ([`written`], [`difference`]). When it is restored, its pager puts them over the image before the device
+//! state is loaded, as private pages of this capsule; all others stay shared.
+//!
 //! Rules that keep memory from silently turning to zeros: the tmpfs is mounted with `huge=never`; an image is never
 //! punched or truncated while mapped (eviction is unlink); a hole is filled only under a lock of its chunk; a page
 //! that the tmpfs has no room for is answered by a private copy; the VMM holds a second reference to its userfaultfd.
 
+pub mod difference;
 pub mod fill;
 pub mod image;
+pub mod install;
 pub mod layer;
 pub mod pager;
 pub mod stats;
 pub mod working_set;
+pub mod written;
 
 /// Bytes of a page. Hearth runs on x86-64 with 4 KiB pages; a manifest of another size is refused.
 pub const PAGE: usize = 4096;

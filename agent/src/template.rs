@@ -1,5 +1,6 @@
 //! Templates: what capsules start from. A template is built once per content key: boot, warm, freeze, snapshot.
 
+pub mod base;
 pub mod build;
 pub mod recipe;
 pub mod shelf;
@@ -81,6 +82,8 @@ pub struct Templates {
     config: AgentConfig,
     ready: Mutex<HashMap<String, Arc<Template>>>,
     building: Mutex<HashMap<String, watch::Receiver<Progress>>>,
+    /// Older snapshots of templates, for capsules that stand on them.
+    bases: Mutex<HashMap<String, Arc<Template>>>,
 }
 
 impl Templates {
@@ -92,7 +95,16 @@ impl Templates {
         parking: Parking,
         config: AgentConfig,
     ) -> Self {
-        Self { store, images, launcher, parking, config, ready: Mutex::default(), building: Mutex::default() }
+        Self {
+            store,
+            images,
+            launcher,
+            parking,
+            config,
+            ready: Mutex::default(),
+            building: Mutex::default(),
+            bases: Mutex::default(),
+        }
     }
 
     /// A template that was ensured before.

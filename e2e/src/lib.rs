@@ -1,6 +1,7 @@
 //! Starts real Hearth processes for tests, and looks for what they leave.
 
 pub mod agent;
+pub mod generations;
 pub mod leftovers;
 pub mod process;
 pub mod service;

@@ -38,7 +38,7 @@ impl Owners {
                 self.leases.ended(observed.id).await;
             }
             Live::Running => self.pools.claimed_elsewhere(observed.id).await,
-            Live::Starting | Live::Parked | Live::Stopping => {}
+            Live::Starting | Live::Parked | Live::Paused | Live::Stopping => {}
         }
         self.clerk.observe(observed.clone()).await;
     }

@@ -86,6 +86,10 @@ id!(
     CapsuleId, "capsule", "cl"
 );
 id!(
+    /// A named snapshot of a capsule.
+    SnapshotId, "snapshot", "snap"
+);
+id!(
     /// A team: owner of keys and capsules.
     TeamId, "team", "team"
 );

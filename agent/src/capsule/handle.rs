@@ -1,20 +1,69 @@
 //! How everybody but its task sees a capsule.
 
-use super::state::{Denied, Request, State};
-use crate::{error::AgentError, guest::Guest, memory::stats::Stats};
+use super::{
+    capture::Figures,
+    state::{Decision, Denied, Request, State},
+};
+use crate::{
+    error::AgentError,
+    guest::Guest,
+    memory::stats::Stats,
+    snapshot::{generation::Generation, store::Durability},
+};
 use hearth_proto::{id::CapsuleId, wire::agent as wire};
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot, watch};
+
+/// Where an answer goes.
+pub type Reply<T> = oneshot::Sender<Result<T, AgentError>>;
 
 /// What the task is asked.
 #[derive(Debug)]
 pub enum Message {
     /// Let the vCPUs run, for a user.
-    Claim(oneshot::Sender<Result<Guest, AgentError>>),
+    Claim(Reply<Guest>),
+    /// Go to disk. Answered with the figures of the pause, if it was in this agent's life.
+    Pause(Reply<Option<Figures>>),
+    /// Come back from disk. Answered with the time it took; zero when it runs.
+    Resume(Reply<Duration>),
+    /// Be copied and run on.
+    Capture(Capture),
+    /// Become a restore of this snapshot. Answered with the time it took.
+    RollBack(Arc<Generation>, Reply<Duration>),
     /// Give everything back; answered when it is.
     Destroy(oneshot::Sender<()>),
+    /// The agent stops: as destroy, but a paused capsule stays on disk.
+    Leave(oneshot::Sender<()>),
     /// Private memory and pager statistics.
     Measure(oneshot::Sender<Measured>),
+}
+
+/// A capsule is to be copied.
+#[derive(Debug)]
+pub struct Capture {
+    /// Key of the new generation. One that is only for this process may be an older one's, of a paused capsule.
+    pub key: String,
+    /// Whether it is to outlive this process.
+    pub durability: Durability,
+    /// Where the copy goes.
+    pub reply: Reply<Shot>,
+}
+
+/// A copy of a capsule.
+pub struct Shot {
+    /// The copy.
+    pub generation: Arc<Generation>,
+    /// How it was made; none for a paused capsule, which was copied before.
+    pub figures: Option<Figures>,
+    /// The capsule's environment, for copies that run.
+    pub env: HashMap<String, String>,
+}
+
+impl std::fmt::Debug for Shot {
+    /// Without the environment: it may hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shot").field("generation", &self.generation.key()).finish_non_exhaustive()
+    }
 }
 
 /// What a capsule uses.
@@ -73,27 +122,87 @@ impl Handle {
         match state {
             State::Failed(reason) => Err(AgentError::Ended(reason)),
             State::Stopping | State::Stopped => Err(AgentError::Ended("destroyed".to_owned())),
-            State::Starting | State::Parked | State::Running => Ok(()),
+            State::Starting
+            | State::Parked
+            | State::Running
+            | State::Pausing
+            | State::Paused
+            | State::Resuming
+            | State::Snapshotting => Ok(()),
         }
     }
 
-    /// The guest, for bytes. A parked capsule is claimed on the way. Refused unless it lives.
+    /// A watch of the guest: replaced when the capsule begins a new life, none while it has none.
+    pub fn watch_guest(&self) -> watch::Receiver<Option<Guest>> {
+        self.guest.clone()
+    }
+
+    /// The guest, for bytes. A parked capsule is claimed on the way; one that comes back in a moment is waited for.
+    /// Refused unless it lives. Cancel safe.
     pub async fn guest(&self) -> Result<Guest, AgentError> {
-        let running = match self.state.borrow().decide(Request::Use)? {
-            None => self.guest.borrow().clone(),
-            Some(_) => None,
-        };
-        match running {
-            Some(guest) => Ok(guest),
-            None => self.claim().await,
+        if self.settled(Request::Use).await? == Decision::Nothing
+            && let Some(guest) = self.guest.borrow().clone()
+        {
+            return Ok(guest);
         }
+        self.claim().await
     }
 
     /// Transfers a parked capsule to its user: vCPUs run. A running one stays as it is.
     pub async fn claim(&self) -> Result<Guest, AgentError> {
+        self.settled(Request::Claim).await?;
+        self.ask(Message::Claim).await
+    }
+
+    /// Puts it on disk. A pause under way is joined, anything else under way refuses it at once.
+    pub async fn pause(&self) -> Result<Option<Figures>, AgentError> {
+        self.state.borrow().decide(Request::Pause)?;
+        self.ask(Message::Pause).await
+    }
+
+    /// Brings it back from disk. A resume under way is joined, anything else under way refuses it at once.
+    pub async fn resume(&self) -> Result<Duration, AgentError> {
+        self.state.borrow().decide(Request::Resume)?;
+        self.ask(Message::Resume).await
+    }
+
+    /// Copies it; a running one runs on. Refused at once while anything else is under way.
+    pub async fn capture(&self, key: String, durability: Durability) -> Result<Shot, AgentError> {
+        self.state.borrow().decide(Request::Capture)?;
+        self.ask(|reply| Message::Capture(Capture { key, durability, reply })).await
+    }
+
+    /// Makes it a restore of a snapshot. Refused at once while anything else is under way.
+    pub async fn roll_back(&self, to: Arc<Generation>) -> Result<Duration, AgentError> {
+        self.state.borrow().decide(Request::Rollback)?;
+        self.ask(|reply| Message::RollBack(to, reply)).await
+    }
+
+    /// Decides a request, after what it joins is over.
+    async fn settled(&self, request: Request) -> Result<Decision, AgentError> {
+        let mut state = self.state.clone();
+        loop {
+            let decision = state.borrow_and_update().decide(request)?;
+            if decision != Decision::Join {
+                return Ok(decision);
+            }
+            state.changed().await.map_err(|_| self.ended())?;
+        }
+    }
+
+    async fn ask<T>(&self, message: impl FnOnce(Reply<T>) -> Message) -> Result<T, AgentError> {
         let (reply, answer) = oneshot::channel();
-        self.messages.send(Message::Claim(reply)).await.map_err(|_| self.ended())?;
+        self.messages.send(message(reply)).await.map_err(|_| self.ended())?;
         answer.await.map_err(|_| self.ended())?
+    }
+
+    /// Ends its task for the agent's stop: a paused capsule stays on disk, any other is destroyed.
+    pub async fn leave(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.messages.send(Message::Leave(reply)).await.is_ok() {
+            // No answer: its task ended on its own, which is what was wanted.
+            let _ = answer.await;
+        }
     }
 
     /// Ends the capsule; returns when all it had is given back.

@@ -122,7 +122,7 @@ impl Shared {
     async fn spawn(&self, template: &Arc<Template>) -> Result<Vmm, AgentError> {
         let manifest = &template.snapshot.manifest;
         let image = self.images.get(&manifest.key, manifest.size.ram_bytes())?;
-        match self.launcher.park(&template.snapshot, &template.rootfs, image).await {
+        match self.launcher.park(&template.snapshot, &template.rootfs, image, None).await {
             Ok(vmm) => Ok(vmm),
             Err(error @ LaunchError::NoSlot(_)) => Err(AgentError::NoCapacity(error.to_string())),
             Err(error) => Err(error.into()),

@@ -27,6 +27,12 @@ struct Inner {
     ended: VecDeque<CapsuleId>,
 }
 
+impl Inner {
+    fn living(&self) -> usize {
+        self.capsules.values().filter(|handle| handle.state().is_living()).count()
+    }
+}
+
 /// Why a capsule is not registered.
 #[derive(Debug)]
 pub enum Refused {
@@ -46,13 +52,19 @@ impl Registry {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether no more capsules live than may. Paused ones cost nothing and are not counted; one that is being resumed
+    /// is.
+    pub fn is_within_limit(&self) -> bool {
+        self.lock().living() <= self.limit
+    }
+
     /// Registers a capsule that `make` starts, unless its id is taken or the host is full.
     pub fn insert(&self, id: CapsuleId, make: impl FnOnce() -> Handle) -> Result<Handle, Refused> {
         let mut inner = self.lock();
         if let Some(handle) = inner.capsules.get(&id) {
             return Err(Refused::Exists(Box::new(handle.clone())));
         }
-        if self.limit <= inner.capsules.len() - inner.ended.len() {
+        if self.limit <= inner.living() {
             return Err(Refused::Full(self.limit));
         }
         let handle = make();

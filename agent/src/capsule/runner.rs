@@ -2,13 +2,15 @@
 
 use super::{
     handle::{Facts, Handle, Measured, Message},
-    registry::Registry,
-    state::{Denied, Happening, Request, State},
+    pause::Rest,
+    paused::PausedRecord,
+    source::Source,
+    state::{Decision, Denied, Happening, Request, State},
 };
 use crate::{
+    agent::Parts,
     error::AgentError,
     guest::{Guest, Identity},
-    snapshot::store::name,
     template::{Template, Templates, build::now_ms},
     usage,
     vmm::{launch::Vmm, qemu},
@@ -43,65 +45,123 @@ pub struct Wish {
     pub env: HashMap<String, String>,
 }
 
-/// Starts the task of a new capsule.
-pub fn start(
-    templates: Arc<Templates>,
-    template: Arc<Template>,
-    registry: Arc<Registry>,
-    tasks: &tokio_util::task::TaskTracker,
-    wish: Wish,
-) -> Handle {
-    let manifest = &template.snapshot.manifest;
-    let facts = Arc::new(Facts {
+/// Starts the task of a new capsule. `template` is what it is said to come from.
+pub fn start(parts: &Arc<Parts>, source: Source, template: String, wish: Wish) -> Handle {
+    let size = source.base().snapshot.manifest.size;
+    let facts = Facts {
         id: wish.id,
-        template: manifest.template.clone(),
-        vcpus: manifest.size.vcpus,
-        memory_mb: manifest.size.memory_mb,
+        template,
+        vcpus: size.vcpus,
+        memory_mb: size.memory_mb,
         created_at_ms: now_ms(),
-    });
-    let (messages, queue) = mpsc::channel(QUEUE);
-    let (state, state_watch) = watch::channel(State::Starting);
-    let (guest, guest_watch) = watch::channel(None);
-    let handle = Handle { facts, messages, state: state_watch, guest: guest_watch };
-    let runner = Runner { templates, template, registry, handle: handle.clone(), queue, state, guest };
+    };
+    let (runner, handle) = Runner::new(parts, facts, State::Starting, wish.env.clone());
     let span = tracing::info_span!("capsule", capsule.id = %wish.id);
-    tasks.spawn(runner.run(wish).instrument(span));
+    parts.shutdown.tasks().spawn(runner.run(source, wish).instrument(span));
     handle
 }
 
-struct Runner {
-    templates: Arc<Templates>,
-    template: Arc<Template>,
-    registry: Arc<Registry>,
-    handle: Handle,
-    queue: mpsc::Receiver<Message>,
-    state: watch::Sender<State>,
-    guest: watch::Sender<Option<Guest>>,
+/// Starts the task of a capsule that an earlier agent paused.
+pub fn rest(parts: &Arc<Parts>, record: PausedRecord) -> Handle {
+    let span = tracing::info_span!("capsule", capsule.id = %record.id);
+    let facts = Facts {
+        id: record.id,
+        template: record.template,
+        vcpus: record.vcpus,
+        memory_mb: record.memory_mb,
+        created_at_ms: record.created_at_ms,
+    };
+    let (mut runner, handle) = Runner::new(parts, facts, State::Paused, record.env);
+    let rest = Rest { key: record.generation, figures: None };
+    parts.shutdown.tasks().spawn(
+        async move {
+            let end = runner.lives(Turn::Paused(rest)).await;
+            runner.end(end).await;
+        }
+        .instrument(span),
+    );
+    handle
 }
 
-/// Why the loop of a living capsule ended.
-enum End {
+/// The task's own side of a capsule.
+pub(super) struct Runner {
+    pub(super) parts: Arc<Parts>,
+    pub(super) handle: Handle,
+    pub(super) queue: mpsc::Receiver<Message>,
+    pub(super) state: watch::Sender<State>,
+    pub(super) guest: watch::Sender<Option<Guest>>,
+    /// Given to the guest again whenever it is activated: a capture clears it there.
+    pub(super) env: HashMap<String, String>,
+}
+
+/// A capsule that has a VMM.
+pub(crate) struct Life {
+    pub(crate) vmm: Vmm,
+    pub(crate) guest: Guest,
+    /// What the memory is compared with at a capture.
+    pub(crate) base: Arc<Template>,
+}
+
+/// Why the loop of a capsule with a VMM, or of one without, ended.
+pub(super) enum Turn {
+    Lives(Life),
+    Paused(Rest),
+    Ended(End),
+}
+
+/// How a capsule's task ends.
+pub(super) enum End {
     Destroyed(Vec<oneshot::Sender<()>>),
     Died(String),
+    /// The agent stops; the capsule stays on disk.
+    Left(Option<oneshot::Sender<()>>),
 }
 
 impl Runner {
-    async fn run(mut self, wish: Wish) {
+    fn new(parts: &Arc<Parts>, facts: Facts, state: State, env: HashMap<String, String>) -> (Self, Handle) {
+        let (messages, queue) = mpsc::channel(QUEUE);
+        let (state, state_watch) = watch::channel(state);
+        let (guest, guest_watch) = watch::channel(None);
+        let handle = Handle { facts: Arc::new(facts), messages, state: state_watch, guest: guest_watch };
+        (Self { parts: parts.clone(), handle: handle.clone(), queue, state, guest, env }, handle)
+    }
+
+    async fn run(mut self, source: Source, wish: Wish) {
         let park = wish.park;
-        let end = match self.start(wish).await {
-            Start::Done(vmm, guest) => {
+        let end = match self.start(source, wish).await {
+            Start::Done(life) => {
                 let source = if park { "pool" } else { "demand" };
                 metrics::counter!("hearth_agent_restores_total", "source" => source).increment(1);
-                self.guest.send_replace(Some(guest.clone()));
+                self.guest.send_replace(Some(life.guest.clone()));
                 self.happened(Happening::Restored { parked: park });
-                let end = self.live(&vmm, &guest).await;
-                self.note(&vmm, &end).await;
-                drop(vmm);
-                end
+                self.lives(Turn::Lives(life)).await
             }
             Start::Ended(end) => end,
         };
-        self.guest.send_replace(None);
+        self.end(end).await;
+    }
+
+    /// From life to life, over any number of pauses, to the end.
+    async fn lives(&mut self, mut turn: Turn) -> End {
+        loop {
+            turn = match turn {
+                Turn::Lives(life) => {
+                    let next = self.live(&life).await;
+                    self.note(&life.vmm, &next).await;
+                    if let Turn::Paused(_) = next {
+                        // Streams of this life end, with the reason.
+                        self.guest.send_replace(None);
+                    }
+                    drop(life);
+                    next
+                }
+                Turn::Paused(rest) => self.rest(rest).await,
+                Turn::Ended(end) => return end,
+            };
+        }
+    }
+
+    async fn end(mut self, end: End) {
         match end {
             End::Destroyed(replies) => {
                 self.happened(Happening::Released);
@@ -115,27 +175,40 @@ impl Runner {
                 metrics::counter!("hearth_agent_capsule_failures_total").increment(1);
                 self.happened(Happening::Died(reason));
             }
+            End::Left(reply) => {
+                if let Some(reply) = reply {
+                    // The caller may have gone.
+                    let _ = reply.send(());
+                }
+            }
         }
+        self.guest.send_replace(None);
         self.queue.close();
         while let Some(message) = self.queue.recv().await {
             self.refuse(message);
         }
     }
 
-    fn happened(&mut self, happening: Happening) {
+    /// Moves to a state that was decided.
+    pub(super) fn enter(&mut self, state: State) {
+        self.state.send_replace(state);
+        self.parts.registry.changed(&self.handle);
+    }
+
+    pub(super) fn happened(&mut self, happening: Happening) {
         self.state.send_modify(|state| *state = state.clone().after(happening));
-        self.registry.changed(&self.handle);
+        self.parts.registry.changed(&self.handle);
     }
 
     /// Restores, unless the capsule is destroyed meanwhile.
-    async fn start(&mut self, wish: Wish) -> Start {
-        let restore = restore(&self.templates, &self.template, wish);
+    async fn start(&mut self, source: Source, wish: Wish) -> Start {
+        let restore = restore(&self.parts.templates, &source, wish);
         tokio::pin!(restore);
         loop {
             tokio::select! {
                 biased;
                 message = self.queue.recv() => match message {
-                    Some(Message::Destroy(reply)) => {
+                    Some(Message::Destroy(reply) | Message::Leave(reply)) => {
                         self.state.send_replace(State::Stopping);
                         // Dropping the restore undoes what it has done.
                         return Start::Ended(End::Destroyed(vec![reply]));
@@ -144,7 +217,7 @@ impl Runner {
                     None => return Start::Ended(End::Destroyed(Vec::new())),
                 },
                 restored = &mut restore => return match restored {
-                    Ok((vmm, guest)) => Start::Done(vmm, guest),
+                    Ok(life) => Start::Done(life),
                     Err(error) => {
                         Start::Ended(End::Died(hearth_service::telemetry::chain(&error)))
                     }
@@ -153,8 +226,9 @@ impl Runner {
         }
     }
 
-    /// Serves requests until the capsule ends.
-    async fn live(&mut self, vmm: &Vmm, guest: &Guest) -> End {
+    /// Serves requests until this life of the capsule ends.
+    async fn live(&mut self, life: &Life) -> Turn {
+        let Life { vmm, guest, .. } = life;
         let mut health = time::interval_at(time::Instant::now() + HEALTH_PERIOD, HEALTH_PERIOD);
         health.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         loop {
@@ -162,32 +236,18 @@ impl Runner {
                 // A death is noticed before more is asked of the dead.
                 biased;
                 _ = vmm.process.exited() => {
-                    return End::Died(ended("the VMM", vmm.process.reap(), &vmm.log()));
+                    return Turn::Ended(End::Died(ended("the VMM", vmm.process.reap(), &vmm.log())));
                 }
                 _ = pager_exited(vmm) => {
                     let how = vmm.pager.as_ref().and_then(|pager| pager.reap());
-                    return End::Died(ended("its pager", how, &vmm.pager_log()));
+                    return Turn::Ended(End::Died(ended("its pager", how, &vmm.pager_log())));
                 }
-                message = self.queue.recv() => match message {
-                    Some(Message::Claim(reply)) => {
-                        let claimed = self.claim(vmm).await.map(|()| guest.clone());
-                        let failed = claimed.as_ref().err().map(ToString::to_string);
-                        // The caller may have gone; the capsule runs and is destroyed by its owner's lease.
-                        let _ = reply.send(claimed);
-                        if let Some(reason) = failed {
-                            return End::Died(reason);
-                        }
+                message = self.queue.recv() => {
+                    let Some(message) = message else { return Turn::Ended(End::Destroyed(Vec::new())) };
+                    if let Some(turn) = self.serve(life, message).await {
+                        return turn;
                     }
-                    Some(Message::Destroy(reply)) => {
-                        self.state.send_replace(State::Stopping);
-                        return End::Destroyed(vec![reply]);
-                    }
-                    Some(Message::Measure(reply)) => {
-                        // The caller may have gone.
-                        let _ = reply.send(measure(vmm));
-                    }
-                    None => return End::Destroyed(Vec::new()),
-                },
+                }
                 _ = health.tick() => {
                     if *self.state.borrow() == State::Running
                         && let Err(error) = guest.health().await
@@ -199,20 +259,50 @@ impl Runner {
         }
     }
 
+    /// Serves one request. `None`: this life goes on.
+    async fn serve(&mut self, life: &Life, message: Message) -> Option<Turn> {
+        match message {
+            Message::Claim(reply) => {
+                let claimed = self.claim(&life.vmm).await.map(|()| life.guest.clone());
+                let failed = claimed.as_ref().err().map(ToString::to_string);
+                // The caller may have gone; the capsule runs and is destroyed by its owner's lease.
+                let _ = reply.send(claimed);
+                failed.map(|reason| Turn::Ended(End::Died(reason)))
+            }
+            Message::Pause(reply) => self.pause(life, reply).await,
+            Message::Capture(order) => self.capture(life, order).await,
+            Message::RollBack(to, reply) => self.roll_back(to, reply).await,
+            Message::Resume(reply) => {
+                let decision = self.state.borrow().decide(Request::Resume);
+                // The caller may have gone.
+                let _ = reply.send(decision.map(|_| Duration::ZERO).map_err(AgentError::from));
+                None
+            }
+            Message::Destroy(reply) | Message::Leave(reply) => {
+                self.state.send_replace(State::Stopping);
+                Some(Turn::Ended(End::Destroyed(vec![reply])))
+            }
+            Message::Measure(reply) => {
+                // The caller may have gone.
+                let _ = reply.send(measure(&life.vmm));
+                None
+            }
+        }
+    }
+
     /// Lets a parked capsule run.
     async fn claim(&mut self, vmm: &Vmm) -> Result<(), AgentError> {
-        let next = self.state.borrow().decide(Request::Claim)?;
-        let Some(next) = next else { return Ok(()) };
+        let decision = self.state.borrow().decide(Request::Claim)?;
+        let Decision::Move(next) = decision else { return Ok(()) };
         let start = Instant::now();
         qemu::resume(&vmm.qmp).await?;
         step("claim", start);
-        self.state.send_replace(next);
-        self.registry.changed(&self.handle);
+        self.enter(next);
         Ok(())
     }
 
     /// Logs and counts what the capsule's pager did.
-    async fn note(&self, vmm: &Vmm, end: &End) {
+    async fn note(&self, vmm: &Vmm, turn: &Turn) {
         if let Ok(stats) = vmm.pager_stats() {
             use crate::memory::stats::Counter;
             for (name, counter) in [
@@ -226,30 +316,42 @@ impl Runner {
             metrics::counter!("hearth_agent_fault_serve_microseconds_total")
                 .increment(stats.get(Counter::ServeMicros));
         }
-        if let End::Died(_) = end
+        if let Turn::Ended(End::Died(_)) = turn
             && let Ok(console) = time::timeout(Duration::from_secs(1), qemu::console(&vmm.qmp)).await
         {
             tracing::warn!(console = %console.unwrap_or_default(), "console of a failed capsule");
         }
     }
 
-    fn refuse(&self, message: Message) {
+    pub(super) fn refuse(&self, message: Message) {
         refuse(&self.state.borrow(), message);
     }
 }
 
 enum Start {
-    Done(Vmm, Guest),
+    Done(Life),
     Ended(End),
 }
 
 fn refuse(state: &State, message: Message) {
+    fn denied<T>(state: &State) -> Result<T, AgentError> {
+        Err(Denied { state: state.clone() }.into())
+    }
     // Whoever asked may have gone.
     match message {
         Message::Claim(reply) => {
-            let _ = reply.send(Err(Denied { state: state.clone() }.into()));
+            let _ = reply.send(denied(state));
         }
-        Message::Destroy(reply) => {
+        Message::Pause(reply) => {
+            let _ = reply.send(denied(state));
+        }
+        Message::Resume(reply) | Message::RollBack(_, reply) => {
+            let _ = reply.send(denied(state));
+        }
+        Message::Capture(order) => {
+            let _ = order.reply.send(denied(state));
+        }
+        Message::Destroy(reply) | Message::Leave(reply) => {
             let _ = reply.send(());
         }
         Message::Measure(reply) => {
@@ -283,24 +385,24 @@ pub fn step(name: &'static str, start: Instant) {
     metrics::histogram!("hearth_agent_step_seconds", "step" => name).record(start.elapsed().as_secs_f64());
 }
 
-/// From a template to a capsule that answers: VMM, device state, vCPUs, handshake.
+/// From a snapshot to a capsule that answers: VMM, device state, vCPUs, handshake.
 /// Dropping the future half way gives everything back (the VMM is a guard).
 pub(crate) async fn restore(
     templates: &Arc<Templates>,
-    template: &Arc<Template>,
+    source: &Source,
     wish: Wish,
-) -> Result<(Vmm, Guest), AgentError> {
+) -> Result<Life, AgentError> {
     let _first = templates.parking.restoring();
     let start = Instant::now();
-    let mut vmm = templates.parking.take(template).await?;
+    let mut vmm = source.vmm(templates).await?;
     vmm.assign(wish.id).map_err(|error| AgentError::NoCapacity(format!("the VMM's record: {error}")))?;
     step("vmm", start);
     if let Some(image) = vmm.image().filter(|image| image.is_fresh()) {
-        templates.prefetch(template, image.clone());
+        templates.prefetch(source.base(), image.clone());
     }
-    let restored = bring_up(&vmm, template, wish, start).await;
+    let restored = bring_up(&vmm, source, wish, start).await;
     match restored {
-        Ok(guest) => Ok((vmm, guest)),
+        Ok(guest) => Ok(Life { vmm, guest, base: source.base().clone() }),
         // A restore that failed because a process died is told by that death, not by its symptom.
         Err(error) if vmm.is_alive() => Err(error),
         Err(error) => {
@@ -310,13 +412,8 @@ pub(crate) async fn restore(
     }
 }
 
-async fn bring_up(
-    vmm: &Vmm,
-    template: &Arc<Template>,
-    wish: Wish,
-    start: Instant,
-) -> Result<Guest, AgentError> {
-    let state = File::open(template.snapshot.path(name::DEVICE))
+async fn bring_up(vmm: &Vmm, source: &Source, wish: Wish, start: Instant) -> Result<Guest, AgentError> {
+    let state = File::open(source.device())
         .map_err(|error| AgentError::NoCapacity(format!("the snapshot's device state: {error}")))?;
     let load = Instant::now();
     qemu::load(&vmm.qmp, state).await?;
@@ -332,7 +429,7 @@ async fn bring_up(
     tracing::debug!(steps = ?reply.step_us, "guest activated");
     if wish.park {
         let rehearse = Instant::now();
-        for language in &template.snapshot.manifest.languages {
+        for language in &source.base().snapshot.manifest.languages {
             guest.rehearse(language).await?;
         }
         step("rehearse", rehearse);

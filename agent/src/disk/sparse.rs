@@ -8,9 +8,13 @@ use nix::{
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::fd::AsRawFd,
+    ops::Range,
+    os::{fd::AsRawFd, unix::fs::FileExt},
     path::Path,
 };
+
+/// Bytes read at once where the kernel does not copy for us.
+const BUFFER_BYTES: usize = 1 << 20;
 
 nix::ioctl_write_int_bad!(
     /// Shares all blocks of another file: ioctl_ficlone(2).
@@ -52,8 +56,15 @@ fn copy_into(source: &File, target: &File) -> io::Result<()> {
         let (mut from, mut to) = (data, data);
         while from < hole {
             let length = usize::try_from(hole - from).unwrap_or(usize::MAX);
-            if copy_file_range(source, Some(&mut from), target, Some(&mut to), length)? == 0 {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            match copy_file_range(source, Some(&mut from), target, Some(&mut to), length) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                Ok(_) => {}
+                // Between filesystems of different kinds.
+                Err(Errno::EXDEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) => {
+                    copy_by_hand(source, target, from as u64..hole as u64)?;
+                    break;
+                }
+                Err(errno) => return Err(errno.into()),
             }
         }
         at = hole;
@@ -61,10 +72,34 @@ fn copy_into(source: &File, target: &File) -> io::Result<()> {
     Ok(())
 }
 
+fn copy_by_hand(source: &File, target: &File, range: Range<u64>) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut at = range.start;
+    while at < range.end {
+        let length = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(BUFFER_BYTES);
+        source.read_exact_at(&mut buffer[..length], at)?;
+        target.write_all_at(&buffer[..length], at)?;
+        at += length as u64;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn a_copy_to_another_kind_of_filesystem_is_the_same() {
+        let (folder, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+        let (from, to) = (folder.path().join("a"), memory.path().join("b"));
+        let file = File::create(&from).unwrap();
+        file.set_len(8 << 20).unwrap();
+        file.write_all_at(&[7; 3 << 20], 1 << 20).unwrap();
+        copy(&from, &to).unwrap();
+        assert!(std::fs::read(&from).unwrap() == std::fs::read(&to).unwrap());
+        assert!(std::fs::metadata(&to).unwrap().blocks() * 512 <= 4 << 20);
+    }
 
     #[test]
     fn holes_stay_holes_and_data_stays_data() {

@@ -6,13 +6,14 @@ use crate::{
         handle::Handle,
         registry::Refused,
         runner::{self, Wish},
+        source::Source,
     },
     error::AgentError,
     template::{Progress, Template},
 };
 use futures::{Stream, StreamExt, stream};
 use hearth_proto::{
-    id::CapsuleId,
+    id::{CapsuleId, SnapshotId},
     wire::{
         agent::{self as wire, agent_server::Agent},
         process::ExecEvent,
@@ -35,7 +36,7 @@ type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// The service.
 #[derive(Debug, Clone)]
 pub struct AgentService {
-    parts: Arc<Parts>,
+    pub(super) parts: Arc<Parts>,
 }
 
 impl AgentService {
@@ -44,30 +45,15 @@ impl AgentService {
         Self { parts }
     }
 
-    fn capsule(&self, id: &str) -> Result<Handle, AgentError> {
-        self.parts.registry.get(parse(id)?).ok_or(AgentError::CapsuleNotFound)
-    }
-
-    fn restore_handle(&self, request: wire::RestoreRequest) -> Result<Handle, AgentError> {
+    async fn restore_handle(&self, request: wire::RestoreRequest) -> Result<Handle, AgentError> {
         let id = parse(&request.capsule_id)?;
         if self.parts.shutdown.token().is_cancelled() {
             return Err(AgentError::Stopping);
         }
-        let template = self
-            .parts
-            .templates
-            .get(&request.template)
-            .ok_or_else(|| AgentError::TemplateNotFound(request.template.clone()))?;
+        let source = self.source(&request.template).await?;
         let wish = Wish { id, park: request.park, env: request.env };
-        let made = self.parts.registry.insert(id, || {
-            runner::start(
-                self.parts.templates.clone(),
-                template,
-                self.parts.registry.clone(),
-                self.parts.shutdown.tasks(),
-                wish,
-            )
-        });
+        let template = request.template;
+        let made = self.parts.registry.insert(id, || runner::start(&self.parts, source, template, wish));
         match made {
             Ok(handle) => {
                 self.parts.registry.changed(&handle);
@@ -79,9 +65,20 @@ impl AgentService {
             }
         }
     }
+
+    /// What a name can be restored from: a template, or a named snapshot.
+    async fn source(&self, name: &str) -> Result<Source, AgentError> {
+        if let Some(template) = self.parts.templates.get(name) {
+            return Ok(Source::Template(template));
+        }
+        if name.parse::<SnapshotId>().is_err() {
+            return Err(AgentError::TemplateNotFound(name.to_owned()));
+        }
+        Ok(Source::Generation(self.generation(name).await?))
+    }
 }
 
-fn parse(id: &str) -> Result<CapsuleId, AgentError> {
+pub(super) fn parse(id: &str) -> Result<CapsuleId, AgentError> {
     id.parse().map_err(|error: hearth_proto::id::IdError| AgentError::Invalid {
         field: "capsule_id",
         reason: error.to_string(),
@@ -144,7 +141,7 @@ impl Agent for AgentService {
         &self,
         request: Request<wire::RestoreRequest>,
     ) -> Result<Response<wire::Capsule>, Status> {
-        let handle = self.restore_handle(request.into_inner())?;
+        let handle = self.restore_handle(request.into_inner()).await?;
         match timeout(RESTORE_DEADLINE, handle.started()).await {
             Ok(started) => started?,
             Err(_) => {
@@ -220,6 +217,53 @@ impl Agent for AgentService {
         Ok(Response::new(Box::pin(replies)))
     }
 
+    async fn pause(
+        &self,
+        request: Request<wire::PauseRequest>,
+    ) -> Result<Response<wire::PauseReply>, Status> {
+        Ok(Response::new(self.pause_capsule(&request.into_inner().capsule_id).await?))
+    }
+
+    async fn resume(
+        &self,
+        request: Request<wire::ResumeRequest>,
+    ) -> Result<Response<wire::ResumeReply>, Status> {
+        Ok(Response::new(self.resume_capsule(&request.into_inner().capsule_id).await?))
+    }
+
+    async fn fork(&self, request: Request<wire::ForkRequest>) -> Result<Response<wire::ForkReply>, Status> {
+        Ok(Response::new(self.fork_capsule(request.into_inner()).await?))
+    }
+
+    async fn create_snapshot(
+        &self,
+        request: Request<wire::CreateSnapshotRequest>,
+    ) -> Result<Response<wire::CreateSnapshotReply>, Status> {
+        Ok(Response::new(self.create(request.into_inner()).await?))
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<wire::DeleteSnapshotRequest>,
+    ) -> Result<Response<wire::DeleteSnapshotReply>, Status> {
+        self.delete(&request.into_inner().snapshot_id).await?;
+        Ok(Response::new(wire::DeleteSnapshotReply {}))
+    }
+
+    async fn list_snapshots(
+        &self,
+        _: Request<wire::ListSnapshotsRequest>,
+    ) -> Result<Response<wire::ListSnapshotsReply>, Status> {
+        Ok(Response::new(self.snapshots().await?))
+    }
+
+    async fn rollback(
+        &self,
+        request: Request<wire::RollbackRequest>,
+    ) -> Result<Response<wire::RollbackReply>, Status> {
+        Ok(Response::new(self.roll_back(request.into_inner()).await?))
+    }
+
     type ExecStream = Replies<ExecEvent>;
 
     async fn exec(&self, request: Request<wire::ExecCall>) -> Result<Response<Self::ExecStream>, Status> {
@@ -266,14 +310,16 @@ impl Agent for AgentService {
     }
 }
 
-/// The guest's events until they end, or until the capsule does: a dead capsule's stream says so at once.
+/// The guest's events until they end, or until the capsule's life does: the stream of one that died, was paused or
+/// rolled back says so at once.
 fn until_end<T: Send + 'static>(handle: &Handle, events: tonic::Streaming<T>) -> Replies<T> {
-    let mut state = handle.watch();
+    let mut guest = handle.watch_guest();
+    guest.mark_unchanged();
+    let handle = handle.clone();
     let ended = async move {
-        match state.wait_for(|state| state.is_end()).await {
-            Ok(state) => Status::unavailable(format!("the capsule is {}", *state)),
-            Err(_) => Status::unavailable("the capsule is gone"),
-        }
+        // Its task ends with the guest replaced, or dropped.
+        let _ = guest.changed().await;
+        Status::unavailable(format!("the capsule is {}", handle.state()))
     };
     let events = events.map(|event| {
         event.map_err(|status| Status::unavailable(format!("the guest's stream broke: {}", status.message())))

@@ -1,20 +1,43 @@
 //! `AgentError` → gRPC status: the only mapping. Messages are written for callers; causes go to the log.
 
-use crate::{error::AgentError, guest::GuestError, vmm::qmp::QmpError};
+use crate::{
+    error::AgentError, guest::GuestError, snapshot::generation::GenerationError, vmm::qmp::QmpError,
+};
 use hearth_service::telemetry::chain;
+use std::io;
 use tonic::{Code, Status};
+
+/// Whether a disk without room is at the bottom of it.
+fn is_full(error: &AgentError) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        }
+        source = error.source();
+    }
+    false
+}
 
 impl From<AgentError> for Status {
     fn from(error: AgentError) -> Self {
         let code = match &error {
-            AgentError::CapsuleNotFound | AgentError::TemplateNotFound(_) => Code::NotFound,
+            _ if is_full(&error) => Code::ResourceExhausted,
+            AgentError::CapsuleNotFound
+            | AgentError::TemplateNotFound(_)
+            | AgentError::Generation(GenerationError::NotFound(_)) => Code::NotFound,
             AgentError::Denied(_) => Code::FailedPrecondition,
+            // Damaged, or made where it cannot be restored: nothing that a repetition changes.
+            AgentError::Generation(_) => Code::DataLoss,
+            AgentError::Exists(_) => Code::AlreadyExists,
             AgentError::Invalid { .. } => Code::InvalidArgument,
             AgentError::NoCapacity(_) | AgentError::Image(_) => Code::ResourceExhausted,
             AgentError::Guest(GuestError::Refused(status)) => match status.code() {
                 Code::InvalidArgument => return Status::invalid_argument(status.message()),
                 Code::NotFound => return Status::not_found(status.message()),
                 Code::ResourceExhausted => return Status::resource_exhausted(status.message()),
+                // A call that met the moment of a capture.
+                Code::FailedPrecondition => return Status::failed_precondition(status.message()),
                 _ => Code::Internal,
             },
             // A VMM without a control socket has died: the caller may try another capsule.
@@ -26,6 +49,8 @@ impl From<AgentError> for Status {
             AgentError::Launch(_)
             | AgentError::Vmm(_)
             | AgentError::Guest(GuestError::Randomness(_) | GuestError::Rehearsal(_))
+            | AgentError::Capture(_)
+            | AgentError::Paused(_)
             | AgentError::Store(_)
             | AgentError::Template(_) => Code::Internal,
         };

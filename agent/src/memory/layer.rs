@@ -109,6 +109,21 @@ pub(super) fn is_zero(page: &[u8]) -> bool {
     page.iter().all(|byte| *byte == 0)
 }
 
+/// (pure) The runs of set bits: first bit and length.
+pub(super) fn runs(bits: u16) -> impl Iterator<Item = (usize, usize)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let rest = u32::from(bits) >> at;
+        if rest == 0 || CHUNK_PAGES <= at {
+            return None;
+        }
+        let first = at + rest.trailing_zeros() as usize;
+        let length = (u32::from(bits) >> first).trailing_ones() as usize;
+        at = first + length;
+        Some((first, length))
+    })
+}
+
 /// Writes a layer chunk by chunk, from the first to the last.
 pub(super) struct Writer<'a> {
     out: &'a File,
@@ -358,6 +373,20 @@ mod tests {
             }
         }
         memory
+    }
+
+    proptest! {
+        #[test]
+        fn runs_are_the_set_bits(bits: u16) {
+            let mut seen = 0u16;
+            for (first, length) in runs(bits) {
+                for bit in first..first + length {
+                    prop_assert_eq!(seen >> bit & 1, 0);
+                    seen |= 1 << bit;
+                }
+            }
+            prop_assert_eq!(seen, bits);
+        }
     }
 
     proptest! {

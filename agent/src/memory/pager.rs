@@ -10,6 +10,7 @@
 use super::{
     CHUNK, PAGE,
     fill::{FillError, fill},
+    install::{InstallError, install},
     layer::{Buffers, Layer, LayerError},
     stats::{Counter, Writer},
 };
@@ -45,6 +46,9 @@ pub struct PagerArgs {
     /// The snapshot's memory layer.
     #[arg(long)]
     pub layer: PathBuf,
+    /// The layer of the capsule's own pages over it, for a capsule that is restored from a generation of its own.
+    #[arg(long)]
+    pub difference: Option<PathBuf>,
     /// The memory image to fill.
     #[arg(long)]
     pub image: PathBuf,
@@ -73,6 +77,9 @@ pub enum PagerError {
     /// The snapshot could not be read.
     #[error(transparent)]
     Layer(#[from] LayerError),
+    /// The capsule's own pages could not be put in place.
+    #[error(transparent)]
+    Install(#[from] InstallError),
     /// The image could not be filled.
     #[error(transparent)]
     Fill(#[from] FillError),
@@ -123,13 +130,23 @@ pub fn run(args: &PagerArgs) -> Result<(), PagerError> {
             layer.ram_bytes()
         )));
     }
+    let difference =
+        args.difference.as_ref().map(|path| Ok::<_, PagerError>(Layer::open(open(path, false)?)?));
+    let difference = difference.transpose()?;
+    if difference.as_ref().is_some_and(|layer| layer.ram_bytes() != size) {
+        return Err(PagerError::Handshake("the difference is not of this memory's size".to_owned()));
+    }
     let stats = Writer::create(&args.stats)
         .map_err(|source| PagerError::Open { path: args.stats.clone(), source })?;
-    let buffers = Buffers::new().map_err(|source| PagerError::System { what: "decompressor", source })?;
+    let mut buffers = Buffers::new().map_err(|source| PagerError::System { what: "decompressor", source })?;
     drop_privileges(args.uid)?;
     // SAFETY: standard input is the socket that the agent gave us; nothing else in this process uses it.
     let socket = UnixStream::from(unsafe { OwnedFd::from_raw_fd(0) });
     let Some((uffd, region)) = handshake(&socket, layer.ram_bytes())? else { return Ok(()) };
+    if let Some(difference) = &difference {
+        // Before the answer: the VMM waits for it, so nothing has touched its memory yet.
+        install(&uffd, region.address, difference, &mut buffers)?;
+    }
     stats.add(Counter::Serving, 1);
     let mut pager = Pager { layer, image, stats, buffers, uffd, region };
     (&socket).write_all(&[1]).map_err(|source| PagerError::System { what: "answer to the VMM", source })?;

@@ -1,11 +1,12 @@
 //! A snapshot's manifest: versioned, checksummed.
 
 use crate::vmm::machine::Size;
+use hearth_proto::id::CapsuleId;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Version of the manifest and of the files it names. Another version is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Largest manifest we read.
 pub const BYTES_MAX: u64 = 1 << 20;
@@ -29,14 +30,29 @@ pub struct Manifest {
     pub rootfs_sha256: String,
     /// Milliseconds since the epoch.
     pub created_at_ms: i64,
+    /// What the memory layer is a difference to; none when it holds all of the memory.
+    pub parent: Option<Parent>,
+    /// The capsule it was taken from; none for a template's own.
+    pub capsule: Option<CapsuleId>,
     /// Bytes of the memory layer.
     pub memory_bytes: u64,
+    /// The memory layer's own checksum, which names its content.
+    pub memory_xxh3: u64,
     /// Checksum of the device state.
     pub device_xxh3: u64,
     /// Bytes of the device state.
     pub device_bytes: u64,
     /// Logical size of the upper.
     pub upper_bytes: u64,
+}
+
+/// The snapshot whose memory another one's is a difference to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// Its key.
+    pub key: String,
+    /// Its memory layer's checksum: a template that was built again has the same key and other memory.
+    pub memory_xxh3: u64,
 }
 
 /// What a snapshot needs of a host, and what a host has.
@@ -125,7 +141,10 @@ pub(crate) mod tests {
             },
             rootfs_sha256: "ab".to_owned(),
             created_at_ms: 1,
+            parent: None,
+            capsule: None,
             memory_bytes: 2,
+            memory_xxh3: 5,
             device_xxh3: u64::MAX,
             device_bytes: 3,
             upper_bytes: 4,
@@ -139,8 +158,8 @@ pub(crate) mod tests {
 
     #[test]
     fn another_version_is_named() {
-        let manifest = Manifest { version: 2, ..sample() };
-        assert!(matches!(Manifest::decode(&manifest.encode().unwrap()), Err(ManifestError::Version(2))));
+        let manifest = Manifest { version: 1, ..sample() };
+        assert!(matches!(Manifest::decode(&manifest.encode().unwrap()), Err(ManifestError::Version(1))));
     }
 
     proptest! {

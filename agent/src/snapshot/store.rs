@@ -51,6 +51,9 @@ pub enum StoreError {
         /// Why.
         source: LayerError,
     },
+    /// Not a name of a snapshot.
+    #[error("`{0}` is not a snapshot's key")]
+    Key(String),
     /// A file is not what the manifest says.
     #[error("snapshot {key}: {what} is not what the manifest says")]
     Damaged {
@@ -59,6 +62,15 @@ pub enum StoreError {
         /// Which file.
         what: &'static str,
     },
+}
+
+/// Whether a snapshot has to outlive a crash of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Every file and folder is synced before it counts as published.
+    Synced,
+    /// It is used by this process only and goes with it.
+    Transient,
 }
 
 /// The snapshots of a host.
@@ -106,6 +118,9 @@ impl Store {
 
     /// Opens a snapshot and checks all but the pages (they are checked as they are read). `None` when there is none.
     pub fn get(&self, key: &str) -> Result<Option<Snapshot>, StoreError> {
+        if !is_key(key) {
+            return Err(StoreError::Key(key.to_owned()));
+        }
         let folder = self.folder.join(key);
         let path = folder.join(name::MANIFEST);
         let mut bytes = Vec::new();
@@ -119,6 +134,34 @@ impl Store {
         let snapshot = Snapshot { folder, manifest };
         snapshot.check(key)?;
         Ok(Some(snapshot))
+    }
+
+    /// Where the snapshots are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Names of all folders in the store: snapshots, drafts, and what is left of removed ones.
+    pub fn folders(&self) -> Result<Vec<String>, StoreError> {
+        let fail = fail(&self.folder);
+        let entries = fs::read_dir(&self.folder).map_err(&fail)?;
+        entries.map(|entry| Ok(entry.map_err(&fail)?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    /// Whether there is a snapshot of this key, in whatever condition.
+    pub fn is_published(&self, key: &str) -> bool {
+        is_key(key) && self.folder.join(key).join(name::MANIFEST).exists()
+    }
+
+    /// Makes a snapshot unfindable, for good when this returns; its other files stay until it is removed, for those
+    /// who read them. One that is not there is no error.
+    pub fn unpublish(&self, key: &str) -> Result<(), StoreError> {
+        let path = self.folder.join(key).join(name::MANIFEST);
+        match fs::remove_file(&path) {
+            Ok(()) => sync_folder(&self.folder.join(key)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(fail(&path)(error)),
+        }
     }
 
     /// Removes a snapshot. One that is not there is no error.
@@ -173,11 +216,20 @@ impl Snapshot {
         let file = File::open(&path).map_err(fail(&path))?;
         let memory =
             Layer::open(file).map_err(|source| StoreError::Memory { key: key.to_owned(), source })?;
-        if memory.ram_bytes() != self.manifest.size.ram_bytes() {
+        let is_it = memory.checksum() == self.manifest.memory_xxh3
+            && memory.ram_bytes() == self.manifest.size.ram_bytes();
+        // A difference without its parent would leave pages to nobody.
+        if !is_it || (self.manifest.parent.is_none() && !memory.is_whole()) {
             return Err(damaged(name::MEMORY));
         }
         Ok(())
     }
+}
+
+/// (pure) Whether a text can be a snapshot's key: a plain file name, not hidden.
+fn is_key(key: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    (1..=128).contains(&key.len()) && key.bytes().all(plain)
 }
 
 impl Draft {
@@ -186,20 +238,40 @@ impl Draft {
         self.folder.join(name)
     }
 
+    /// Fills in what the manifest says of the other files: sizes and checksums.
+    pub fn measure(&self, manifest: &mut Manifest) -> Result<(), StoreError> {
+        let path = self.path(name::DEVICE);
+        let device = fs::read(&path).map_err(fail(&path))?;
+        manifest.device_bytes = device.len() as u64;
+        manifest.device_xxh3 = xxh3_64(&device);
+        let path = self.path(name::UPPER);
+        manifest.upper_bytes = fs::metadata(&path).map_err(fail(&path))?.len();
+        let path = self.path(name::MEMORY);
+        let file = File::open(&path).map_err(fail(&path))?;
+        manifest.memory_bytes = file.metadata().map_err(fail(&path))?.len();
+        let layer =
+            Layer::open(file).map_err(|source| StoreError::Memory { key: manifest.key.clone(), source })?;
+        manifest.memory_xxh3 = layer.checksum();
+        Ok(())
+    }
+
     /// Publishes the snapshot: syncs every file and folder, then renames. A snapshot of this key that is there already
     /// (another builder was faster) stays.
-    pub fn publish(self, manifest: &Manifest) -> Result<(), StoreError> {
+    pub fn publish(self, manifest: &Manifest, durability: Durability) -> Result<(), StoreError> {
         let path = self.path(name::MANIFEST);
         let bytes =
             manifest.encode().map_err(|source| StoreError::Manifest { key: manifest.key.clone(), source })?;
         fs::write(&path, bytes).map_err(fail(&path))?;
-        for file in [name::MANIFEST, name::MEMORY, name::DEVICE, name::UPPER] {
-            let path = self.path(file);
-            File::open(&path).and_then(|file| file.sync_all()).map_err(fail(&path))?;
+        if durability == Durability::Synced {
+            for file in [name::MANIFEST, name::MEMORY, name::DEVICE, name::UPPER] {
+                let path = self.path(file);
+                File::open(&path).and_then(|file| file.sync_all()).map_err(fail(&path))?;
+            }
+            sync_folder(&self.folder)?;
         }
-        sync_folder(&self.folder)?;
         let target = self.store.join(&manifest.key);
         match fs::rename(&self.folder, &target) {
+            Ok(()) if durability == Durability::Transient => Ok(()),
             Ok(()) => sync_folder(&self.store),
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
             Err(error) => Err(fail(&target)(error)),
@@ -233,13 +305,47 @@ mod tests {
         let mut manifest = sample();
         ram.set_len(manifest.size.ram_bytes()).unwrap();
         let out = File::create(draft.path(name::MEMORY)).unwrap();
-        manifest.memory_bytes = layer::write(&ram, manifest.size.ram_bytes(), &out).unwrap().bytes;
+        layer::write(&ram, manifest.size.ram_bytes(), &out).unwrap();
         fs::write(draft.path(name::DEVICE), b"state").unwrap();
         fs::write(draft.path(name::UPPER), b"disk").unwrap();
-        manifest.device_bytes = 5;
-        manifest.device_xxh3 = xxh3_64(b"state");
-        draft.publish(&manifest).unwrap();
+        draft.measure(&mut manifest).unwrap();
+        draft.publish(&manifest, Durability::Synced).unwrap();
         manifest
+    }
+
+    #[test]
+    fn keys_that_leave_the_store_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        for key in ["", "..", "a/b", ".draft-1", "a.b", &"a".repeat(129)] {
+            assert!(matches!(store.get(key), Err(StoreError::Key(_))), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_layer_of_another_snapshot_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let manifest = publish(&store);
+        let ram = tempfile::tempfile().unwrap();
+        ram.set_len(manifest.size.ram_bytes()).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&ram, b"x", 0).unwrap();
+        let other = File::create(folder.path().join("k").join(name::MEMORY)).unwrap();
+        layer::write(&ram, manifest.size.ram_bytes(), &other).unwrap();
+        let error = store.get("k").unwrap_err().to_string();
+        assert!(error.contains(name::MEMORY), "{error}");
+    }
+
+    #[test]
+    fn an_unpublished_snapshot_is_not_found_and_keeps_its_files_for_its_readers() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        publish(&store);
+        store.unpublish("k").unwrap();
+        store.unpublish("k").unwrap();
+        assert!(store.get("k").unwrap().is_none());
+        assert!(folder.path().join("k").join(name::MEMORY).exists());
+        assert_eq!(store.folders().unwrap(), ["k"]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::{
     },
     snapshot::{
         manifest::{self, Manifest, Platform},
-        store::{Draft, StoreError, name},
+        store::{Draft, Durability, StoreError, name},
     },
     vmm::{
         launch::{LaunchError, Vmm},
@@ -23,7 +23,7 @@ use crate::{
 };
 use std::{
     collections::HashMap,
-    fs::{self, File},
+    fs::File,
     io,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -132,7 +132,10 @@ pub async fn build(
         platform: platform.clone(),
         rootfs_sha256: boot.rootfs_sha256.clone(),
         created_at_ms: now_ms(),
+        parent: None,
+        capsule: None,
         memory_bytes: 0,
+        memory_xxh3: 0,
         device_xxh3: 0,
         device_bytes: 0,
         upper_bytes: 0,
@@ -186,14 +189,10 @@ fn publish(draft: Draft, mut manifest: Manifest, vmm: Vmm, ram: &BuildRam) -> Re
     sparse::copy(&vmm.upper(), &draft.path(name::UPPER)).map_err(file("the writable layer"))?;
     let memory = File::open(ram.path()).map_err(file("guest memory"))?;
     let out = File::create_new(draft.path(name::MEMORY)).map_err(file("the memory layer"))?;
-    manifest.memory_bytes = layer::write(&memory, manifest.size.ram_bytes(), &out)?.bytes;
+    layer::write(&memory, manifest.size.ram_bytes(), &out)?;
     drop(vmm);
-    let device = fs::read(draft.path(name::DEVICE)).map_err(file("the device state"))?;
-    manifest.device_bytes = device.len() as u64;
-    manifest.device_xxh3 = xxhash_rust::xxh3::xxh3_64(&device);
-    let upper = fs::metadata(draft.path(name::UPPER)).map_err(file("the writable layer"))?;
-    manifest.upper_bytes = upper.len();
-    draft.publish(&manifest)?;
+    draft.measure(&mut manifest)?;
+    draft.publish(&manifest, Durability::Synced)?;
     Ok(manifest.memory_bytes)
 }
 

@@ -1,13 +1,20 @@
 //! Which snapshots of templates stay on disk. Whoever uses one holds a shared lock on its folder (`flock`), also across
-//! Hearths that share a cache; the newest few that nobody uses stay for a change back, older ones are removed.
+//! Hearths that share a cache; the newest few that nobody uses stay for a change back, older ones are removed. Those
+//! that frozen capsules stand on are marked by a file in their folder, which holds also while no Hearth runs.
 
 use std::{
+    collections::HashSet,
+    ffi::OsString,
     fs::{self, File},
-    io,
-    os::unix::fs::MetadataExt,
-    path::Path,
+    io::{self, Write},
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
     time::SystemTime,
 };
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Unused ones that stay: a change of size or a new root filesystem, and back.
 pub const UNUSED_KEPT: usize = 3;
@@ -38,6 +45,58 @@ impl InUse {
     }
 }
 
+/// Marks begin like this; behind it, a name for who needs the snapshot.
+const MARK: &str = "kept-";
+
+fn mark_of(owner: &Path) -> String {
+    format!("{MARK}{:016x}", xxh3_64(owner.as_os_str().as_bytes()))
+}
+
+/// Marks the snapshot `key` as needed by what lies in `owner`, a folder: while that is there, it is never removed.
+/// Repeating it is harmless. Durable when it returns.
+pub fn keep(shelf: &Path, key: &str, owner: &Path) -> io::Result<()> {
+    let path = shelf.join(key).join(mark_of(owner));
+    if path.exists() {
+        return Ok(());
+    }
+    let mut file = File::create(&path)?;
+    file.write_all(owner.as_os_str().as_bytes())?;
+    file.sync_all()?;
+    File::open(shelf.join(key))?.sync_all()
+}
+
+/// Takes `owner`'s marks from all snapshots but those in `needed`.
+pub fn keep_only(shelf: &Path, needed: &HashSet<String>, owner: &Path) -> io::Result<()> {
+    let mark = mark_of(owner);
+    for entry in fs::read_dir(shelf)? {
+        let entry = entry?;
+        if needed.contains(&*entry.file_name().to_string_lossy()) {
+            continue;
+        }
+        match fs::remove_file(entry.path().join(&mark)) {
+            Ok(()) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Whether somebody who is still there has marked the snapshot in `folder`.
+fn is_kept(folder: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(MARK) {
+            let owner = PathBuf::from(OsString::from_vec(fs::read(entry.path())?));
+            // A mark that says nothing (a crash cut it) keeps.
+            if owner.as_os_str().is_empty() || owner.exists() {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
 /// Removes unused snapshots in `shelf` but the `kept` that were used last. Returns the keys that were removed.
 pub fn prune(shelf: &Path, kept: usize) -> io::Result<Vec<String>> {
     let mut unused = Vec::new();
@@ -49,7 +108,7 @@ pub fn prune(shelf: &Path, kept: usize) -> io::Result<Vec<String>> {
         }
         let Ok(file) = File::open(entry.path()) else { continue };
         // Whoever wants to use it meanwhile waits.
-        if file.try_lock().is_ok() {
+        if file.try_lock().is_ok() && !is_kept(&entry.path())? {
             unused.push((file.metadata()?.modified()?, name, file));
         }
     }
@@ -71,7 +130,7 @@ pub fn prune(shelf: &Path, kept: usize) -> io::Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{path::PathBuf, time::Duration};
+    use std::time::Duration;
 
     fn snapshot(shelf: &Path, name: &str, age: u64) -> PathBuf {
         let folder = shelf.join(name);
@@ -98,6 +157,31 @@ mod tests {
         // It was used last, so it is the newest now.
         assert_eq!(prune(shelf.path(), 1).unwrap(), ["code-1", "code-2", "code-3"].map(str::to_owned));
         assert!(shelf.path().join("code-5").exists());
+    }
+
+    #[test]
+    fn what_frozen_capsules_stand_on_stays_while_they_are_there() {
+        let shelf = tempfile::tempdir().unwrap();
+        let owner = tempfile::tempdir().unwrap();
+        let gone = shelf.path().join("no such owner");
+        for key in ["a", "b", "c", "d"] {
+            snapshot(shelf.path(), key, 100);
+        }
+        for _ in 0..2 {
+            keep(shelf.path(), "a", owner.path()).unwrap();
+            keep(shelf.path(), "b", owner.path()).unwrap();
+        }
+        keep(shelf.path(), "b", &gone).unwrap();
+        keep(shelf.path(), "c", &gone).unwrap();
+        let mut removed = prune(shelf.path(), 0).unwrap();
+        removed.sort();
+        assert_eq!(removed, ["c", "d"]);
+        keep_only(shelf.path(), &HashSet::from(["a".to_owned()]), owner.path()).unwrap();
+        assert_eq!(prune(shelf.path(), 0).unwrap(), ["b"]);
+        fs::remove_dir(owner.path()).unwrap();
+        assert_eq!(prune(shelf.path(), 0).unwrap(), ["a"], "its owner is gone");
+        fs::create_dir(owner.path()).unwrap();
+        assert!(keep(shelf.path(), "a", owner.path()).is_err(), "what is gone cannot be kept");
     }
 
     #[test]

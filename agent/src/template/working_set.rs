@@ -2,7 +2,10 @@
 
 use super::{Progress, Template, Templates};
 use crate::{
-    capsule::runner::{self, Wish},
+    capsule::{
+        runner::{self, Wish},
+        source::Source,
+    },
     error::AgentError,
     memory::{
         image::Image,
@@ -110,8 +113,8 @@ async fn touched(templates: &Arc<Templates>, template: &Arc<Template>) -> Result
     templates.images.evict(key);
     templates.parking.clear(key);
     let wish = Wish { id: CapsuleId::new(), park: true, env: HashMap::new() };
-    let (vmm, _guest) = runner::restore(templates, template, wish).await?;
-    let Some(image) = vmm.image().cloned() else { return Ok(Chunks::new()) };
-    drop(vmm);
+    let life = runner::restore(templates, &Source::Template(template.clone()), wish).await?;
+    let Some(image) = life.vmm.image().cloned() else { return Ok(Chunks::new()) };
+    drop(life);
     Ok(spawn_blocking(move || working_set::touched(&image)).await??)
 }

@@ -44,6 +44,9 @@ use std::{
 /// Spawn to greeting takes 12–40 ms; a busy host may need much longer.
 const GREETING_DEADLINE: Duration = Duration::from_secs(20);
 
+/// A pager that refuses to serve ends at once.
+const PAGER_WORDS: Duration = Duration::from_secs(1);
+
 /// Lines of a log that an error shows.
 const LOG_LINES: usize = 8;
 
@@ -121,6 +124,17 @@ impl Drop for UidLease {
     fn drop(&mut self) {
         self.uids.free.lock().unwrap_or_else(PoisonError::into_inner).insert(self.uid);
     }
+}
+
+/// What a generation has beside its template's snapshot.
+#[derive(Debug)]
+pub struct Difference {
+    /// Its key.
+    pub key: String,
+    /// Its memory layer.
+    pub layer: PathBuf,
+    /// Its writable layer.
+    pub upper: PathBuf,
 }
 
 /// A VMM and all it is bound to. Dropping it kills it; the reaper does the rest.
@@ -206,23 +220,29 @@ impl Launcher {
         self.start(start, uid, files.rootfs.clone(), files.upper.clone()).await
     }
 
-    /// Starts a VMM that waits for the device state of `snapshot`: image mapped, pager serving, disks and tap bound.
+    /// Starts a VMM that waits for the device state of `snapshot`, or of a generation over it: image mapped, the
+    /// generation's pages put over it, pager serving, disks and tap bound.
     pub async fn park(
         self: &Arc<Self>,
         snapshot: &Snapshot,
         rootfs: &Path,
         image: Arc<Image>,
+        difference: Option<Difference>,
     ) -> Result<Vmm, LaunchError> {
         let binds = vec![bind(image.path(), path::MEMORY, false), bind(&self.preload, path::PRELOAD, false)];
+        let (key, upper, over) = match difference {
+            None => (snapshot.manifest.key.clone(), snapshot.path(name::UPPER), None),
+            Some(Difference { key, layer, upper }) => (key, upper, Some(layer)),
+        };
         let start = Start {
             size: snapshot.manifest.size,
             purpose: Purpose::Restore,
             binds,
-            pager: Some((image, snapshot.path(name::MEMORY))),
-            snapshot: Some(snapshot.manifest.key.clone()),
+            pager: Some(Pages { image, layer: snapshot.path(name::MEMORY), over }),
+            snapshot: Some(key),
         };
         let uid = self.lease_uid()?;
-        self.start(start, uid, rootfs.to_owned(), snapshot.path(name::UPPER)).await
+        self.start(start, uid, rootfs.to_owned(), upper).await
     }
 
     async fn start(
@@ -247,10 +267,10 @@ impl Launcher {
         let folder = remains.folder();
         let qmp = match Qmp::connect(&folder.join("qmp.sock"), GREETING_DEADLINE).await {
             Ok(qmp) => qmp,
-            Err(source) => return Err(LaunchError::Silent { source, log: log_end(&folder) }),
+            Err(source) => return Err(silent(source, &remains).await),
         };
         if let Err(source) = qemu::prepare(&qmp).await {
-            return Err(LaunchError::Silent { source, log: log_end(&folder) });
+            return Err(silent(source, &remains).await);
         }
         tracing::debug!(vmm = %folder.display(), memory_mb = size.memory_mb, "vmm started");
         let Some(Remains { processes, folder, uid, image }) = remains.remains.take() else {
@@ -299,9 +319,9 @@ impl Launcher {
         let mut fds = vec![(OwnedFd::from(listener), fd::QMP), (tap, fd::TAP)];
         let mut env: Vec<(&'static str, OsString)> = Vec::new();
         let mut image = None;
-        if let Some((of, layer)) = start.pager {
+        if let Some(pages) = start.pager {
             let (ours, theirs) = UnixStream::pair().map_err(host("the pager's socket"))?;
-            processes.push(self.spawn_pager(&folder.0, &layer, of.path(), theirs)?);
+            processes.push(self.spawn_pager(&folder.0, &pages, theirs)?);
             fds.push((self.uffd.try_clone().map_err(host("/dev/userfaultfd"))?.into(), fd::UFFD));
             fds.push((OwnedFd::from(ours), fd::PAGER));
             env = vec![
@@ -310,7 +330,7 @@ impl Launcher {
                 ("HEARTH_UFFD_FD", fd::UFFD.to_string().into()),
                 ("HEARTH_PAGER_FD", fd::PAGER.to_string().into()),
             ];
-            image = Some(of);
+            image = Some(pages.image);
         }
         binds.push(bind(rootfs, path::ROOTFS, false));
         binds.push(bind(&disk, path::UPPER, true));
@@ -350,25 +370,27 @@ impl Launcher {
     fn spawn_pager(
         &self,
         folder: &Path,
-        layer: &Path,
-        image: &Path,
+        pages: &Pages,
         socket: UnixStream,
     ) -> Result<Arc<Process>, LaunchError> {
         let stats = folder.join("pager.stats");
-        let args = [
+        let mut args = vec![
             OsString::from("pager"),
             "--layer".into(),
-            layer.into(),
+            (&pages.layer).into(),
             "--image".into(),
-            image.into(),
+            pages.image.path().into(),
             "--stats".into(),
             stats.into(),
             "--uid".into(),
             self.uids.pager.to_string().into(),
         ];
+        if let Some(over) = &pages.over {
+            args.extend([OsString::from("--difference"), over.into()]);
+        }
         let program = Program {
             path: self.helper.clone(),
-            args: args.to_vec(),
+            args,
             env: Vec::new(),
             stdin: Some(socket.into()),
             log: log_file(&folder.join("pager.log"))?,
@@ -383,8 +405,17 @@ struct Start {
     size: Size,
     purpose: Purpose,
     binds: Vec<Bind>,
-    pager: Option<(Arc<Image>, PathBuf)>,
+    pager: Option<Pages>,
     snapshot: Option<String>,
+}
+
+/// Where a pager has its pages from.
+struct Pages {
+    image: Arc<Image>,
+    /// The layer that the image is filled from.
+    layer: PathBuf,
+    /// The layer of the capsule's own pages.
+    over: Option<PathBuf>,
 }
 
 struct Spawned {
@@ -441,11 +472,6 @@ impl Drop for Folder {
 }
 
 impl Vmm {
-    /// The memory image it maps; none while a template is built.
-    pub fn image(&self) -> Option<&Arc<Image>> {
-        self.image.as_ref()
-    }
-
     /// Notes on disk which capsule the VMM runs.
     pub fn assign(&mut self, capsule: CapsuleId) -> io::Result<()> {
         self.record.capsule = Some(capsule);
@@ -455,6 +481,11 @@ impl Vmm {
     /// What its pager did so far.
     pub fn pager_stats(&self) -> io::Result<Stats> {
         Stats::read(&self.folder.join("pager.stats"))
+    }
+
+    /// The memory image that it maps; none while a template is built.
+    pub fn image(&self) -> Option<&Arc<Image>> {
+        self.image.as_ref()
     }
 
     /// Path of its writable layer.
@@ -500,6 +531,19 @@ impl Drop for Vmm {
             image: self.image.take(),
         });
     }
+}
+
+/// Why a VMM does not talk, with the ends of its own log and its pager's: a VMM ends when its pager refuses to serve,
+/// and only the pager knows why.
+async fn silent(source: QmpError, undo: &Undo<'_>) -> LaunchError {
+    let pager = undo.remains.as_ref().and_then(|remains| remains.processes.get(1).cloned());
+    if let Some(pager) = pager {
+        // One that failed says why before it ends; one that lives has nothing to say.
+        let _ = tokio::time::timeout(PAGER_WORDS, pager.exited()).await;
+    }
+    let folder = undo.folder();
+    let log = [log_end(&folder), end_of(&folder.join("pager.log"))].join(" ");
+    LaunchError::Silent { source, log: log.trim().to_owned() }
 }
 
 fn bind(source: &Path, target: &str, writable: bool) -> Bind {

@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod damage;
+mod fork;
 mod killed;
+mod pause;
+mod snapshots;
 
 use hearth_e2e::{agent::TestAgent, leftovers};
 use hearth_proto::wire::agent as wire;

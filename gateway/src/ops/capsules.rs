@@ -103,8 +103,13 @@ pub(crate) fn unknown_capsule(error: UpstreamError) -> ApiError {
 fn has_ended(state: CapsuleState) -> bool {
     match state {
         CapsuleState::Stopping | CapsuleState::Stopped | CapsuleState::Failed => true,
-        CapsuleState::Unspecified | CapsuleState::Starting | CapsuleState::Parked | CapsuleState::Running => {
-            false
-        }
+        CapsuleState::Unspecified
+        | CapsuleState::Starting
+        | CapsuleState::Parked
+        | CapsuleState::Running
+        | CapsuleState::Pausing
+        | CapsuleState::Paused
+        | CapsuleState::Resuming
+        | CapsuleState::Snapshotting => false,
     }
 }

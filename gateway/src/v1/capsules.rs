@@ -25,6 +25,7 @@ const NOT_YET: [&str; 5] = ["disk_mb", "timeout_action", "auto_resume", "public_
 enum Status {
     Starting,
     Running,
+    Paused,
     Stopped,
     Missing,
     Error,
@@ -33,8 +34,9 @@ enum Status {
 impl Status {
     fn of(state: CapsuleState) -> Self {
         match state {
-            CapsuleState::Starting | CapsuleState::Parked => Self::Starting,
-            CapsuleState::Running => Self::Running,
+            CapsuleState::Starting | CapsuleState::Parked | CapsuleState::Resuming => Self::Starting,
+            CapsuleState::Running | CapsuleState::Pausing | CapsuleState::Snapshotting => Self::Running,
+            CapsuleState::Paused => Self::Paused,
             CapsuleState::Stopping | CapsuleState::Stopped => Self::Stopped,
             CapsuleState::Failed => Self::Error,
             CapsuleState::Unspecified => Self::Missing,
@@ -186,6 +188,10 @@ mod tests {
             (CapsuleState::Starting, "starting"),
             (CapsuleState::Parked, "starting"),
             (CapsuleState::Running, "running"),
+            (CapsuleState::Pausing, "running"),
+            (CapsuleState::Paused, "paused"),
+            (CapsuleState::Resuming, "starting"),
+            (CapsuleState::Snapshotting, "running"),
             (CapsuleState::Stopping, "stopped"),
             (CapsuleState::Stopped, "stopped"),
             (CapsuleState::Failed, "error"),

@@ -102,14 +102,18 @@ fn decide_running(state: State, seen: Seen<'_>) -> Action {
         Seen::Present(Live::Running) => Action::Record(State::Running, String::new()),
         Seen::Present(Live::Stopped { reason }) => Action::Record(State::Stopped, reason.clone()),
         Seen::Present(Live::Failed { reason }) => Action::Record(State::Failed, reason.clone()),
+        // It is kept, and runs again when it is asked to.
+        Seen::Present(Live::Paused) if state == State::Missing => {
+            Action::Record(State::Running, String::new())
+        }
         // Old news, or on its way to something that will be said.
-        Seen::Present(Live::Starting | Live::Parked | Live::Stopping) => Action::Nothing,
+        Seen::Present(Live::Starting | Live::Parked | Live::Paused | Live::Stopping) => Action::Nothing,
     }
 }
 
 fn decide_stopped(state: State, seen: Seen<'_>) -> Action {
     match seen {
-        Seen::Present(Live::Starting | Live::Parked | Live::Running) => Action::Destroy,
+        Seen::Present(Live::Starting | Live::Parked | Live::Running | Live::Paused) => Action::Destroy,
         Seen::Present(Live::Stopping) => Action::Nothing,
         Seen::Absent | Seen::Present(Live::Stopped { .. } | Live::Failed { .. }) if state.is_over() => {
             Action::Nothing
@@ -138,6 +142,7 @@ mod tests {
             Some(Live::Starting),
             Some(Live::Parked),
             Some(Live::Running),
+            Some(Live::Paused),
             Some(Live::Stopping),
             Some(Live::Stopped { reason: reason.clone() }),
             Some(Live::Failed { reason }),

@@ -227,7 +227,7 @@ fn alive(call: &'static str, capsule: agent::Capsule) -> Result<(), AgentError> 
         Live::Stopped { reason } | Live::Failed { reason } => {
             Err(AgentError::Failed { call, message: format!("the capsule ended: {reason}") })
         }
-        Live::Starting | Live::Parked | Live::Running | Live::Stopping => Ok(()),
+        Live::Starting | Live::Parked | Live::Running | Live::Paused | Live::Stopping => Ok(()),
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) enum Live {
     /// Restored, vCPUs stopped, waits in a pool.
     Parked,
     Running,
+    /// On its host's disk, or on the way there or back: not dead.
+    Paused,
     Stopping,
     Stopped {
         reason: String,
@@ -34,7 +36,7 @@ impl Live {
     pub(crate) fn is_over(&self) -> bool {
         match self {
             Self::Stopped { .. } | Self::Failed { .. } => true,
-            Self::Starting | Self::Parked | Self::Running | Self::Stopping => false,
+            Self::Starting | Self::Parked | Self::Running | Self::Paused | Self::Stopping => false,
         }
     }
 }
@@ -56,7 +58,11 @@ impl TryFrom<agent::Capsule> for Observed {
         let state = match agent::CapsuleState::try_from(wire.state) {
             Ok(agent::CapsuleState::Starting) => Live::Starting,
             Ok(agent::CapsuleState::Parked) => Live::Parked,
-            Ok(agent::CapsuleState::Running) => Live::Running,
+            // Its processors stand still for a moment.
+            Ok(agent::CapsuleState::Running | agent::CapsuleState::Snapshotting) => Live::Running,
+            Ok(
+                agent::CapsuleState::Pausing | agent::CapsuleState::Paused | agent::CapsuleState::Resuming,
+            ) => Live::Paused,
             Ok(agent::CapsuleState::Stopping) => Live::Stopping,
             Ok(agent::CapsuleState::Stopped) => Live::Stopped { reason: wire.reason },
             Ok(agent::CapsuleState::Failed) => Live::Failed { reason: wire.reason },
@@ -81,7 +87,7 @@ mod tests {
         }
 
         #[test]
-        fn an_unknown_state_is_refused(state in prop_oneof![7i32..1000, Just(0), -1000i32..0]) {
+        fn an_unknown_state_is_refused(state in prop_oneof![11i32..1000, Just(0), -1000i32..0]) {
             let wire =
                 agent::Capsule { capsule_id: CapsuleId::new().to_string(), state, ..Default::default() };
             prop_assert!(Observed::try_from(wire).is_err());

@@ -30,6 +30,8 @@ pub(crate) fn judge(state: &Live, seen_for: Duration, lease_max: Duration) -> Ve
         Live::Parked => Verdict::Adopt,
         Live::Starting | Live::Running if seen_for > lease_max => Verdict::Destroy,
         Live::Starting | Live::Running => Verdict::Leave,
+        // Nothing runs, and somebody may want it back.
+        Live::Paused => Verdict::Leave,
         // Its end is under way or done, and whoever ended it wants its reason.
         Live::Stopping | Live::Stopped { .. } | Live::Failed { .. } => Verdict::Leave,
     }
@@ -65,6 +67,7 @@ mod tests {
             Just(Live::Starting),
             Just(Live::Parked),
             Just(Live::Running),
+            Just(Live::Paused),
             Just(Live::Stopping),
             Just(Live::Stopped { reason: String::new() }),
             Just(Live::Failed { reason: String::new() }),

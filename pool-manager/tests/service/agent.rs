@@ -343,6 +343,46 @@ impl Agent for Scripted {
     ) -> Result<Response<agent::EvictImageReply>, Status> {
         Err(Status::unimplemented("not pool-manager's call"))
     }
+
+    async fn pause(&self, _: Request<agent::PauseRequest>) -> Result<Response<agent::PauseReply>, Status> {
+        Err(Status::unimplemented("not pool-manager's call"))
+    }
+
+    async fn resume(&self, _: Request<agent::ResumeRequest>) -> Result<Response<agent::ResumeReply>, Status> {
+        Err(Status::unimplemented("not pool-manager's call"))
+    }
+
+    async fn fork(&self, _: Request<agent::ForkRequest>) -> Result<Response<agent::ForkReply>, Status> {
+        Err(Status::unimplemented("not pool-manager's call"))
+    }
+
+    async fn create_snapshot(
+        &self,
+        _: Request<agent::CreateSnapshotRequest>,
+    ) -> Result<Response<agent::CreateSnapshotReply>, Status> {
+        Err(Status::unimplemented("not pool-manager's call"))
+    }
+
+    async fn delete_snapshot(
+        &self,
+        _: Request<agent::DeleteSnapshotRequest>,
+    ) -> Result<Response<agent::DeleteSnapshotReply>, Status> {
+        Err(Status::unimplemented("not pool-manager's call"))
+    }
+
+    async fn list_snapshots(
+        &self,
+        _: Request<agent::ListSnapshotsRequest>,
+    ) -> Result<Response<agent::ListSnapshotsReply>, Status> {
+        Err(Status::unimplemented("not pool-manager's call"))
+    }
+
+    async fn rollback(
+        &self,
+        _: Request<agent::RollbackRequest>,
+    ) -> Result<Response<agent::RollbackReply>, Status> {
+        Err(Status::unimplemented("not pool-manager's call"))
+    }
 }
 
 /// A stream of one future.
