@@ -2,7 +2,7 @@
 
 use crate::{
     capsule::state::Denied, guest::GuestError, memory::image::ImageError, snapshot::store::StoreError,
-    template::TemplateError, vmm::launch::LaunchError, vmm::qmp::QmpError,
+    template::TemplateError, vmm::control::VmmError, vmm::launch::LaunchError,
 };
 
 /// Everything a call of the agent can fail with.
@@ -33,7 +33,7 @@ pub enum AgentError {
     Launch(#[from] LaunchError),
     /// The VMM did not do as told.
     #[error(transparent)]
-    Vmm(#[from] QmpError),
+    Vmm(#[from] VmmError),
     /// The guest did not do as told.
     #[error(transparent)]
     Guest(#[from] GuestError),

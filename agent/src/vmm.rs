@@ -1,10 +1,11 @@
-//! The virtual machine monitor: one process per capsule, jailed, controlled over QMP.
+//! The virtual machine monitor: one process per capsule, jailed, controlled over a socket.
 //!
 //! ```text
 //!  Parked (spawned, image mapped, pager serving) ──load──▶ Loaded (stopped) ──resume──▶ running ──stop──▶ stopped
 //!  Booted (template builds)                     ──stop, save──▶ device state
 //! ```
 
+pub mod control;
 pub mod jail;
 pub mod launch;
 pub mod machine;

@@ -11,12 +11,11 @@ use crate::{
     snapshot::store::name,
     template::{Template, Templates, build::now_ms},
     usage,
-    vmm::{launch::Vmm, qemu},
+    vmm::launch::Vmm,
 };
 use hearth_proto::id::CapsuleId;
 use std::{
     collections::HashMap,
-    fs::File,
     io,
     sync::Arc,
     time::{Duration, Instant},
@@ -204,7 +203,7 @@ impl Runner {
         let next = self.state.borrow().decide(Request::Claim)?;
         let Some(next) = next else { return Ok(()) };
         let start = Instant::now();
-        qemu::resume(&vmm.qmp).await?;
+        vmm.resume().await?;
         step("claim", start);
         self.state.send_replace(next);
         self.registry.changed(&self.handle);
@@ -227,7 +226,7 @@ impl Runner {
                 .increment(stats.get(Counter::ServeMicros));
         }
         if let End::Died(_) = end
-            && let Ok(console) = time::timeout(Duration::from_secs(1), qemu::console(&vmm.qmp)).await
+            && let Ok(console) = time::timeout(Duration::from_secs(1), vmm.console()).await
         {
             tracing::warn!(console = %console.unwrap_or_default(), "console of a failed capsule");
         }
@@ -313,13 +312,11 @@ async fn bring_up(
     wish: Wish,
     start: Instant,
 ) -> Result<Guest, AgentError> {
-    let state = File::open(template.snapshot.path(name::DEVICE))
-        .map_err(|error| AgentError::NoCapacity(format!("the snapshot's device state: {error}")))?;
     let load = Instant::now();
-    qemu::load(&vmm.qmp, state).await?;
+    vmm.load(&template.snapshot.path(name::DEVICE)).await?;
     step("load", load);
     let resume = Instant::now();
-    qemu::resume(&vmm.qmp).await?;
+    vmm.resume().await?;
     step("resume", resume);
     let handshake = Instant::now();
     let guest = Guest::new(vmm.netns.clone());
@@ -329,7 +326,7 @@ async fn bring_up(
     tracing::debug!(steps = ?reply.step_us, "guest activated");
     if wish.park {
         let park = Instant::now();
-        qemu::stop(&vmm.qmp).await?;
+        vmm.pause().await?;
         step("park", park);
     }
     step(if wish.park { "restore_parked" } else { "restore" }, start);

@@ -1,6 +1,6 @@
 //! `AgentError` → gRPC status: the only mapping. Messages are written for callers; causes go to the log.
 
-use crate::{error::AgentError, guest::GuestError, vmm::qmp::QmpError};
+use crate::{error::AgentError, guest::GuestError};
 use hearth_service::telemetry::chain;
 use tonic::{Code, Status};
 
@@ -18,10 +18,11 @@ impl From<AgentError> for Status {
                 _ => Code::Internal,
             },
             // A VMM without a control socket has died: the caller may try another capsule.
-            AgentError::Ended(_)
-            | AgentError::Stopping
-            | AgentError::Vmm(QmpError::Closed)
-            | AgentError::Guest(GuestError::Unreachable(_)) => Code::Unavailable,
+            AgentError::Vmm(error) if error.is_closed() => Code::Unavailable,
+
+            AgentError::Ended(_) | AgentError::Stopping | AgentError::Guest(GuestError::Unreachable(_)) => {
+                Code::Unavailable
+            }
             AgentError::Guest(GuestError::Deadline(_)) => Code::DeadlineExceeded,
             AgentError::Launch(_)
             | AgentError::Vmm(_)

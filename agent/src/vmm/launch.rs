@@ -1,6 +1,7 @@
 //! Starting VMMs: everything a VMM is bound to, as one guard.
 
 use super::{
+    control::Control,
     jail::{Bind, Jail},
     machine::{BootFiles, Size},
     process::{Process, Program},
@@ -127,7 +128,7 @@ impl Drop for UidLease {
 #[derive(Debug)]
 pub struct Vmm {
     /// Control connection.
-    pub qmp: Qmp,
+    pub(super) control: Control,
     /// Its namespace, where its guest is dialled.
     pub netns: Arc<Netns>,
     /// The VMM's process.
@@ -260,7 +261,7 @@ impl Launcher {
         let process =
             processes.next().ok_or_else(|| host("starting a VMM")(io::Error::other("no process")))?;
         Ok(Vmm {
-            qmp,
+            control: Control::Qemu(qmp),
             netns: Arc::new(netns),
             process,
             pager: processes.next(),

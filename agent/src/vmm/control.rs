@@ -1,0 +1,85 @@
+//! Control of a running VMM in no engine's words.
+
+use super::{
+    launch::Vmm,
+    qemu,
+    qmp::{Qmp, QmpError},
+};
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
+
+/// A VMM's control connection.
+#[derive(Debug)]
+pub enum Control {
+    /// QMP.
+    Qemu(Qmp),
+}
+
+/// Why a VMM did not do as told.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// QEMU did not.
+    #[error(transparent)]
+    Qemu(#[from] QmpError),
+    /// The file of the device state could not be opened.
+    #[error("the device state {path}: {source}")]
+    State {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl VmmError {
+    /// Whether the VMM's end of its control connection is closed: it has ended, or is about to.
+    pub fn is_closed(&self) -> bool {
+        match self {
+            Self::Qemu(error) => matches!(error, QmpError::Closed),
+            Self::State { .. } => false,
+        }
+    }
+}
+
+impl Vmm {
+    /// Lets the vCPUs run.
+    pub async fn resume(&self) -> Result<(), VmmError> {
+        match &self.control {
+            Control::Qemu(qmp) => Ok(qemu::resume(qmp).await?),
+        }
+    }
+
+    /// Stops the vCPUs; returns once they stand still.
+    pub async fn pause(&self) -> Result<(), VmmError> {
+        match &self.control {
+            Control::Qemu(qmp) => Ok(qemu::stop(qmp).await?),
+        }
+    }
+
+    /// Loads the device state in the file `state` into a VMM that waits for one; its vCPUs stay stopped.
+    pub async fn load(&self, state: &Path) -> Result<(), VmmError> {
+        let fail = |source| VmmError::State { path: state.to_owned(), source };
+        match &self.control {
+            Control::Qemu(qmp) => Ok(qemu::load(qmp, File::open(state).map_err(fail)?).await?),
+        }
+    }
+
+    /// Saves the device state of a stopped machine into the new file `state`. Afterwards the memory that the VMM was
+    /// booted with holds the guest's memory of the same instant.
+    pub async fn save(&self, state: &Path) -> Result<(), VmmError> {
+        let fail = |source| VmmError::State { path: state.to_owned(), source };
+        match &self.control {
+            Control::Qemu(qmp) => Ok(qemu::save(qmp, &File::create(state).map_err(fail)?).await?),
+        }
+    }
+
+    /// The end of what the guest wrote to its console.
+    pub async fn console(&self) -> Result<String, VmmError> {
+        match &self.control {
+            Control::Qemu(qmp) => Ok(qemu::console(qmp).await?),
+        }
+    }
+}
