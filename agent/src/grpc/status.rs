@@ -19,7 +19,6 @@ impl From<AgentError> for Status {
             },
             // A VMM without a control socket has died: the caller may try another capsule.
             AgentError::Vmm(error) if error.is_closed() => Code::Unavailable,
-
             AgentError::Ended(_) | AgentError::Stopping | AgentError::Guest(GuestError::Unreachable(_)) => {
                 Code::Unavailable
             }
