@@ -8,9 +8,12 @@ use nix::{
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::fd::AsRawFd,
+    os::{fd::AsRawFd, unix::fs::FileExt},
     path::Path,
 };
+
+/// Bytes at once where the kernel does not copy by itself.
+const COPY_BYTES: usize = 256 << 10;
 
 nix::ioctl_write_int_bad!(
     /// Shares all blocks of another file: ioctl_ficlone(2).
@@ -52,8 +55,15 @@ fn copy_into(source: &File, target: &File) -> io::Result<()> {
         let (mut from, mut to) = (data, data);
         while from < hole {
             let length = usize::try_from(hole - from).unwrap_or(usize::MAX);
-            if copy_file_range(source, Some(&mut from), target, Some(&mut to), length)? == 0 {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            match copy_file_range(source, Some(&mut from), target, Some(&mut to), length) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                Ok(_) => {}
+                // Two kinds of filesystem, since Linux 5.19.
+                Err(Errno::EXDEV | Errno::EOPNOTSUPP | Errno::ENOSYS) => {
+                    copy_bytes(source, target, from as u64, hole as u64)?;
+                    from = hole;
+                }
+                Err(errno) => return Err(errno.into()),
             }
         }
         at = hole;
@@ -61,10 +71,22 @@ fn copy_into(source: &File, target: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Copies the bytes from `at` to `end` through this process.
+fn copy_bytes(source: &File, target: &File, mut at: u64, end: u64) -> io::Result<()> {
+    let mut buffer = vec![0; COPY_BYTES];
+    while at < end {
+        let length = usize::try_from(end - at).map_or(COPY_BYTES, |left| left.min(COPY_BYTES));
+        source.read_exact_at(&mut buffer[..length], at)?;
+        target.write_all_at(&buffer[..length], at)?;
+        at += length as u64;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn holes_stay_holes_and_data_stays_data() {
@@ -78,5 +100,18 @@ mod tests {
         assert_eq!(std::fs::read(&from).unwrap(), std::fs::read(&to).unwrap());
         assert!(std::fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20);
         assert_eq!(copy(&from, &to).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    }
+
+    #[test]
+    fn a_copy_to_another_filesystem_is_the_same() {
+        let (near, far) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+        let (from, to) = (near.path().join("a"), far.path().join("b"));
+        let file = File::create(&from).unwrap();
+        file.set_len(8 << 20).unwrap();
+        let bytes: Vec<u8> = (0..COPY_BYTES + 4096).map(|at| (at % 251) as u8).collect();
+        file.write_all_at(&bytes, 4 << 20).unwrap();
+        copy(&from, &to).unwrap();
+        assert!(std::fs::read(&from).unwrap() == std::fs::read(&to).unwrap());
+        assert!(std::fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20);
     }
 }
