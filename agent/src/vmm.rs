@@ -6,9 +6,12 @@
 //! ```
 
 pub mod control;
+pub mod firecracker;
+pub mod folder;
 pub mod jail;
 pub mod launch;
 pub mod machine;
 pub mod process;
 pub mod qemu;
 pub mod qmp;
+pub mod uid;

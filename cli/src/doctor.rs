@@ -2,7 +2,7 @@
 
 use crate::{args::DoctorArgs, postgres};
 use hearth_agent::{
-    engine::{Accelerator, Engine, EngineChoice, TCG_WARNING},
+    engine::{Accelerator, Engine, TCG_WARNING},
     template::recipe::BootSet,
 };
 use nix::sys::statvfs::statvfs;
@@ -104,11 +104,16 @@ fn kernel() -> Finding {
 
 fn engine(args: &DoctorArgs) -> Finding {
     let prober = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("hearth"));
-    match Engine::choose(&args.qemu, EngineChoice::Auto, &prober) {
+    match Engine::choose(&args.programs, args.engine, &prober) {
         Err(error) => Finding::new(Grade::Bad, "engine", error.to_string()),
         Ok(engine) => {
-            let text =
-                format!("QEMU {} with {}: {}", engine.version, engine.accelerator.as_str(), engine.reason);
+            let text = format!(
+                "{} {} with {}: {}",
+                engine.name(),
+                engine.version,
+                engine.accelerator.as_str(),
+                engine.reason
+            );
             match engine.accelerator {
                 Accelerator::Kvm => Finding::new(Grade::Good, "engine", text),
                 Accelerator::Tcg => Finding::new(Grade::Warn, "engine", format!("{text}; {TCG_WARNING}")),

@@ -33,6 +33,9 @@ use std::{
 };
 use userfaultfd::{Event, Uffd};
 
+/// Number of the descriptor of a Firecracker's pidfd.
+pub const VMM_FD: RawFd = 3;
+
 const MAGIC: [u8; 8] = *b"HRTHPAG1";
 /// magic, address, length, page size: see agent/preload.
 const HANDSHAKE_BYTES: usize = 32;
@@ -154,8 +157,8 @@ fn run_copier(
 ) -> Result<(), PagerError> {
     // SAFETY: standard input is the listening socket that the agent gave us; nothing else in this process uses it.
     let listener = unsafe { UnixListener::from_raw_fd(0) };
-    // SAFETY: descriptor 3 is the pidfd that the agent gave us; it was there before this process opened a file.
-    let end = unsafe { OwnedFd::from_raw_fd(3) };
+    // SAFETY: this descriptor is the pidfd that the agent gave us; it was there before this process opened a file.
+    let end = unsafe { OwnedFd::from_raw_fd(VMM_FD) };
     let Some((uffd, regions, stream)) = handshake::accept(&listener, pid, end.as_fd(), layer.ram_bytes())?
     else {
         return Ok(());

@@ -1,6 +1,7 @@
 //! Control of a running VMM in no engine's words.
 
 use super::{
+    firecracker::{Firecracker, FirecrackerError, api::ApiError},
     launch::Vmm,
     qemu,
     qmp::{Qmp, QmpError},
@@ -16,6 +17,8 @@ use std::{
 pub enum Control {
     /// QMP.
     Qemu(Qmp),
+    /// Firecracker's API.
+    Firecracker(Firecracker),
 }
 
 /// Why a VMM did not do as told.
@@ -24,6 +27,9 @@ pub enum VmmError {
     /// QEMU did not.
     #[error(transparent)]
     Qemu(#[from] QmpError),
+    /// Firecracker did not.
+    #[error(transparent)]
+    Firecracker(#[from] FirecrackerError),
     /// The file of the device state could not be opened.
     #[error("the device state {path}: {source}")]
     State {
@@ -34,11 +40,18 @@ pub enum VmmError {
     },
 }
 
+impl From<ApiError> for VmmError {
+    fn from(error: ApiError) -> Self {
+        Self::Firecracker(error.into())
+    }
+}
+
 impl VmmError {
     /// Whether the VMM's end of its control connection is closed: it has ended, or is about to.
     pub fn is_closed(&self) -> bool {
         match self {
             Self::Qemu(error) => matches!(error, QmpError::Closed),
+            Self::Firecracker(error) => matches!(error, FirecrackerError::Api(ApiError::Closed)),
             Self::State { .. } => false,
         }
     }
@@ -49,6 +62,7 @@ impl Vmm {
     pub async fn resume(&self) -> Result<(), VmmError> {
         match &self.control {
             Control::Qemu(qmp) => Ok(qemu::resume(qmp).await?),
+            Control::Firecracker(firecracker) => Ok(firecracker.api.resume().await?),
         }
     }
 
@@ -56,6 +70,7 @@ impl Vmm {
     pub async fn pause(&self) -> Result<(), VmmError> {
         match &self.control {
             Control::Qemu(qmp) => Ok(qemu::stop(qmp).await?),
+            Control::Firecracker(firecracker) => Ok(firecracker.api.pause().await?),
         }
     }
 
@@ -64,6 +79,7 @@ impl Vmm {
         let fail = |source| VmmError::State { path: state.to_owned(), source };
         match &self.control {
             Control::Qemu(qmp) => Ok(qemu::load(qmp, File::open(state).map_err(fail)?).await?),
+            Control::Firecracker(firecracker) => Ok(firecracker.load(state).await?),
         }
     }
 
@@ -73,13 +89,16 @@ impl Vmm {
         let fail = |source| VmmError::State { path: state.to_owned(), source };
         match &self.control {
             Control::Qemu(qmp) => Ok(qemu::save(qmp, &File::create(state).map_err(fail)?).await?),
+            Control::Firecracker(firecracker) => Ok(firecracker.save(state).await?),
         }
     }
 
-    /// The end of what the guest wrote to its console.
+    /// The end of what the guest wrote to its console. Empty for a restored Firecracker: its console goes nowhere, since
+    /// Firecracker would write without bounds what a guest floods it with.
     pub async fn console(&self) -> Result<String, VmmError> {
         match &self.control {
             Control::Qemu(qmp) => Ok(qemu::console(qmp).await?),
+            Control::Firecracker(_) => Ok(String::new()),
         }
     }
 }

@@ -120,7 +120,9 @@ impl Machine {
             env: Vec::new(),
             stdin: None,
             log: File::create(&log)?,
+            output: None,
             fds: vec![(OwnedFd::from(listener), fd::QMP), (tap, fd::TAP)],
+            surroundings: None,
             jail: None,
         };
         let state = File::open(self.snapshot.path(name::DEVICE))?;
