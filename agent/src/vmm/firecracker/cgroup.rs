@@ -85,6 +85,9 @@ impl Drop for Cgroup {
 /// Removes the group of the agent with this mark and those below it. Called when no VMM is left.
 pub fn sweep(mark: &str) {
     let folder = Path::new(ROOT).join(name(mark));
+    if !folder.is_dir() {
+        return;
+    }
     for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
         if entry.path().is_dir() {
             remove(&entry.path());
