@@ -50,7 +50,7 @@ async fn a_load_asks_for_what_it_means() {
 #[tokio::test]
 async fn a_refusal_is_told_in_firecrackers_words() {
     let (api, _server, _folder) = api(
-        "HTTP/1.1 400 \r\nContent-Type: application/json\r\nContent-Length: 37\r\n\r\n{\"fault_message\":\"no such snapshot !\"}",
+        "HTTP/1.1 400 \r\nContent-Type: application/json\r\nContent-Length: 38\r\n\r\n{\"fault_message\":\"no such snapshot !\"}",
     );
     let error = api.resume().await.unwrap_err();
     assert_eq!(error.to_string(), "Firecracker refused `resume`: no such snapshot !");
