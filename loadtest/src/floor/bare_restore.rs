@@ -60,6 +60,11 @@ pub async fn measure(bench: &Bench, layout: &Layout, qemu: &Path) -> anyhow::Res
     let snapshot = Store::open(&layout.templates())?
         .get(&template.snapshot_key)?
         .with_context(|| format!("snapshot {}", template.snapshot_key))?;
+    let engine = &snapshot.manifest.platform.engine;
+    anyhow::ensure!(
+        engine == "qemu",
+        "the bare restore is QEMU's, the template {engine}'s: set HEARTH_ENGINE=qemu"
+    );
     let accelerator = match snapshot.manifest.platform.accelerator.as_str() {
         "kvm" => Accelerator::Kvm,
         _ => Accelerator::Tcg,
