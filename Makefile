@@ -30,7 +30,7 @@ GUEST_FLAGS := -C target-feature=+crt-static -C relocation-model=static
 GUEST_TARGET := x86_64-unknown-linux-gnu
 
 SCRIPTS := setup .ci/run images/build $(wildcard images/*/recipe) images/code/customize images/code/smoke \
-	images/test/run images/test/guest
+	images/test/run images/test/guest e2e/lab/run e2e/lab/init e2e/lab/guest
 
 say = printf '[make] %s\n' '$(1)'
 
@@ -107,6 +107,7 @@ test: build images ## set-up as needed, then all tests, with totals
 	tier images images $(SUDO) images/test/run; \
 	tier workspace "" env $(RUNNER) $(CARGO) test $(PROFILE) --workspace --exclude hearth-e2e --no-fail-fast; \
 	tier e2e capsules env $(RUNNER) $(CARGO) test $(PROFILE) --package hearth-e2e --no-fail-fast -- --test-threads=1; \
+	tier kvm-lab kvm-lab make --no-print-directory kvm-lab; \
 	awk '/test result: / { programs++; for (i = 2; i <= NF; i++) { \
 			if ($$i ~ /^passed/) passed += $$(i-1); if ($$i ~ /^failed/) broken += $$(i-1); \
 			if ($$i ~ /^ignored/) ignored += $$(i-1) } } \
@@ -115,7 +116,14 @@ test: build images ## set-up as needed, then all tests, with totals
 	awk -F ': ' '/^test skipped: / { skipped++; if (!names[$$2]++) list = list " " $$2 } \
 		END { printf "test skips: %d%s\n", skipped, skipped ? ", for lack of:" list : "" }' $$log; \
 	if [[ -n $$failed ]]; then echo "test result: FAILED in:$$failed"; exit 1; fi; \
-	echo 'test result: ok in all tiers (static, images, workspace, e2e)'
+	echo 'test result: ok in all tiers (static, images, workspace, e2e, kvm-lab)'
+
+.PHONY: kvm-lab
+kvm-lab: build images ## test Firecracker on a real KVM inside an emulated machine (part of `make test`)
+	@./setup --test
+	@lab=$$($(CARGO) test $(PROFILE) --package hearth-e2e --test lab --no-run --message-format=json \
+		| sed -n 's/.*"executable":"\([^"]*\/lab-[^"]*\)".*/\1/p'); \
+	$(SUDO) e2e/lab/run "$$lab"
 
 .PHONY: bench
 bench: build images ## measure; writes target/bench.json

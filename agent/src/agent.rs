@@ -247,12 +247,12 @@ fn report(swept: &Swept) {
 }
 
 async fn choose_engine(config: &AgentConfig, helper: &Path) -> Result<Engine, StartError> {
-    let (program, choice, helper) = (config.qemu.clone(), config.engine, helper.to_owned());
-    let engine = tokio::task::spawn_blocking(move || Engine::choose(&program, choice, &helper))
+    let (programs, choice, helper) = (config.programs.clone(), config.engine, helper.to_owned());
+    let engine = tokio::task::spawn_blocking(move || Engine::choose(&programs, choice, &helper))
         .await
         .map_err(|error| host("choosing the engine")(io::Error::other(error)))??;
     tracing::info!(
-        engine = "qemu",
+        engine = engine.name(),
         version = engine.version,
         accelerator = engine.accelerator.as_str(),
         reason = engine.reason,
@@ -261,8 +261,14 @@ async fn choose_engine(config: &AgentConfig, helper: &Path) -> Result<Engine, St
     if engine.accelerator == Accelerator::Tcg {
         tracing::warn!("{TCG_WARNING}");
     }
-    metrics::gauge!("hearth_agent_engine_info", "engine" => "qemu", "accelerator" => engine.accelerator.as_str())
-        .set(1.0);
+    metrics::gauge!(
+        "hearth_agent_engine_info",
+        "engine" => engine.name(),
+        "version" => engine.version.clone(),
+        "accelerator" => engine.accelerator.as_str(),
+        "reason" => engine.reason.clone()
+    )
+    .set(1.0);
     Ok(engine)
 }
 
@@ -277,7 +283,7 @@ fn host_facts(engine: &Engine, layout: &Layout) -> Result<wire::Host, StartError
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(wire::Host {
         host_id: host_id(&layout.host_id())?.to_string(),
-        engine: "qemu".to_owned(),
+        engine: engine.name().to_owned(),
         accelerator: engine.accelerator.as_str().to_owned(),
         reason: engine.reason.clone(),
         engine_version: engine.version.clone(),

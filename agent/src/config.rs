@@ -1,6 +1,9 @@
 //! The agent's configuration.
 
-use crate::{engine::EngineChoice, vmm::machine::Size};
+use crate::{
+    engine::{EngineChoice, Programs},
+    vmm::machine::Size,
+};
 use std::path::{Path, PathBuf};
 
 /// Settings of an agent. Every path below its folder derives from `dir`.
@@ -9,9 +12,9 @@ pub struct AgentConfig {
     /// How capsules are executed.
     #[arg(long = "engine", env = "HEARTH_ENGINE", value_enum, default_value = "auto")]
     pub engine: EngineChoice,
-    /// QEMU's program.
-    #[arg(long, env = "HEARTH_QEMU_BIN", default_value = "/usr/bin/qemu-system-x86_64")]
-    pub qemu: PathBuf,
+    /// Their programs.
+    #[command(flatten)]
+    pub programs: Programs,
     /// Guest memory of the template `code`, in MiB: 256 to 65536.
     #[arg(long, env = "HEARTH_MEMORY_MB", default_value_t = 1024)]
     pub memory_mb: u64,
@@ -168,7 +171,11 @@ mod tests {
     fn every_fault_is_reported_at_once() {
         let config = AgentConfig {
             engine: EngineChoice::Auto,
-            qemu: PathBuf::from("/usr/bin/qemu-system-x86_64"),
+            programs: Programs {
+                qemu: PathBuf::from("/usr/bin/qemu-system-x86_64"),
+                firecracker: PathBuf::from("/usr/local/bin/firecracker"),
+                jailer: PathBuf::from("/usr/local/bin/jailer"),
+            },
             memory_mb: 100,
             vcpus: 0,
             image_budget_mb: 1,

@@ -6,8 +6,7 @@ use crate::{
     memory::image::ImageError,
     snapshot::{generation::GenerationError, store::StoreError},
     template::TemplateError,
-    vmm::launch::LaunchError,
-    vmm::qmp::QmpError,
+    vmm::{control::VmmError, launch::LaunchError},
 };
 
 /// Everything a call of the agent can fail with.
@@ -38,7 +37,7 @@ pub enum AgentError {
     Launch(#[from] LaunchError),
     /// The VMM did not do as told.
     #[error(transparent)]
-    Vmm(#[from] QmpError),
+    Vmm(#[from] VmmError),
     /// The guest did not do as told.
     #[error(transparent)]
     Guest(#[from] GuestError),

@@ -15,6 +15,7 @@
 //! punched or truncated while mapped (eviction is unlink); a hole is filled only under a lock of its chunk; a page
 //! that the tmpfs has no room for is answered by a private copy; the VMM holds a second reference to its userfaultfd.
 
+pub mod copier;
 pub mod difference;
 pub mod fill;
 pub mod image;

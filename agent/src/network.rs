@@ -5,3 +5,4 @@
 //! and only the agent, which holds the namespace, can make sockets there.
 
 pub mod netns;
+pub mod tap;

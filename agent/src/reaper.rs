@@ -2,7 +2,7 @@
 
 pub mod sweep;
 
-use crate::{memory::image::Image, vmm::launch::UidLease, vmm::process::Process};
+use crate::{memory::image::Image, vmm::process::Process, vmm::uid::UidLease};
 use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;

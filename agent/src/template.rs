@@ -224,7 +224,7 @@ impl Templates {
 /// What this host offers to snapshots.
 pub fn platform(engine: &Engine) -> crate::snapshot::manifest::Platform {
     crate::snapshot::manifest::Platform {
-        engine: "qemu".to_owned(),
+        engine: engine.name().to_owned(),
         engine_version: engine.version.clone(),
         accelerator: engine.accelerator.as_str().to_owned(),
         cpu: recipe::cpu(engine.accelerator),

@@ -1,7 +1,11 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use hearth_agent::{config::AgentConfig, memory::pager::PagerArgs};
+use hearth_agent::{
+    config::AgentConfig,
+    engine::{EngineChoice, Programs},
+    memory::pager::PagerArgs,
+};
 use hearth_service::telemetry::{self, LogFormat};
 use std::path::PathBuf;
 
@@ -249,9 +253,12 @@ pub struct DoctorArgs {
     /// Where things are.
     #[command(flatten)]
     pub place: Where,
-    /// QEMU's program
-    #[arg(long, env = "HEARTH_QEMU_BIN", default_value = "/usr/bin/qemu-system-x86_64")]
-    pub qemu: PathBuf,
+    /// How capsules are executed
+    #[arg(long, env = "HEARTH_ENGINE", value_enum, default_value = "auto")]
+    pub engine: EngineChoice,
+    /// The engines' programs
+    #[command(flatten)]
+    pub programs: Programs,
     /// For programs: print JSON
     #[arg(long)]
     pub json: bool,

@@ -5,7 +5,7 @@ use crate::{
     postgres,
 };
 use hearth_agent::{
-    engine::{Accelerator, Engine, EngineChoice, TCG_WARNING},
+    engine::{Accelerator, Engine, TCG_WARNING},
     template::recipe::BootSet,
 };
 use nix::sys::statvfs::statvfs;
@@ -70,7 +70,7 @@ pub fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn look(args: &DoctorArgs) -> Vec<Finding> {
-    let mut findings = needed(&args.place, &args.qemu, std::env::var_os("DATABASE_URL").is_some());
+    let mut findings = needed(&args.place, &args.programs.qemu, std::env::var_os("DATABASE_URL").is_some());
     findings.extend([
         engine(args),
         packages(),
@@ -142,11 +142,16 @@ fn qemu_program(path: &Path) -> Finding {
 
 fn engine(args: &DoctorArgs) -> Finding {
     let prober = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("hearth"));
-    match Engine::choose(&args.qemu, EngineChoice::Auto, &prober) {
+    match Engine::choose(&args.programs, args.engine, &prober) {
         Err(error) => Finding::new(Grade::Bad, "engine", error.to_string()),
         Ok(engine) => {
-            let text =
-                format!("QEMU {} with {}: {}", engine.version, engine.accelerator.as_str(), engine.reason);
+            let text = format!(
+                "{} {} with {}: {}",
+                engine.name(),
+                engine.version,
+                engine.accelerator.as_str(),
+                engine.reason
+            );
             match engine.accelerator {
                 Accelerator::Kvm => Finding::new(Grade::Good, "engine", text),
                 Accelerator::Tcg => Finding::new(Grade::Warn, "engine", format!("{text}; {TCG_WARNING}")),

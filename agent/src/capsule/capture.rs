@@ -14,7 +14,7 @@ use crate::{
         store::{Draft, StoreError, name},
     },
     template::{Template, build::now_ms},
-    vmm::{launch::Vmm, qemu, qmp::QmpError},
+    vmm::{control::VmmError, launch::Vmm},
 };
 use hearth_proto::{id::CapsuleId, wire::agent as wire};
 use std::{
@@ -28,9 +28,12 @@ use std::{
 /// Why a capsule could not be captured. It stands still afterwards, otherwise unharmed.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
+    /// The VMM's engine has no captures yet.
+    #[error("capsules on Firecracker cannot be paused, forked or snapshotted yet")]
+    Engine,
     /// The VMM did not do as told.
     #[error(transparent)]
-    Vmm(#[from] QmpError),
+    Vmm(#[from] VmmError),
     /// Its memory could not be read.
     #[error(transparent)]
     Written(#[from] WrittenError),
@@ -128,11 +131,10 @@ pub async fn capture(
     figures: &mut Figures,
 ) -> Result<Captured, CaptureError> {
     let start = Instant::now();
-    qemu::stop(&vmm.qmp).await?;
+    vmm.pause().await?;
     let owned = generations.clone();
     let draft = blocking(move || owned.draft()).await?;
-    let device = File::create_new(draft.path(name::DEVICE)).map_err(file("the device state"))?;
-    qemu::save(&vmm.qmp, &device).await?;
+    vmm.save(&draft.path(name::DEVICE)).await?;
     figures.device = start.elapsed();
     let image = vmm.image().ok_or_else(|| file("the memory image")(io::ErrorKind::NotFound.into()))?;
     let copy = Copy {

@@ -10,7 +10,7 @@
 //! a crash after it finds a paused one.
 
 use super::{
-    capture::{self, Captured, Figures, Order, blocking},
+    capture::{self, CaptureError, Captured, Figures, Order, blocking},
     handle::{Capture, Message, Reply, Shot},
     paused::PausedRecord,
     runner::{End, Life, Runner, Turn, Wish, restore, step},
@@ -24,7 +24,6 @@ use crate::{
         generation::{Generation, Generations},
         store::Durability,
     },
-    vmm::qemu,
 };
 use std::{
     sync::Arc,
@@ -152,6 +151,9 @@ impl Runner {
 
     /// The guest prepares, the vCPUs stop, the state is copied. After an error the capsule runs on, or is lost.
     async fn shoot(&mut self, life: &Life, key: &str, figures: &mut Figures) -> Result<Captured, Setback> {
+        if !life.vmm.tells_written_pages() {
+            return Err(Setback { error: CaptureError::Engine.into(), fatal: None });
+        }
         let prepare = Instant::now();
         let prepared = timeout(PREPARE_DEADLINE, life.guest.prepare(Vec::new())).await;
         figures.prepare = prepare.elapsed();
@@ -183,7 +185,7 @@ impl Runner {
 
     /// vCPUs run and the guest serves again, as the same capsule.
     async fn go_on(&mut self, life: &Life) -> Result<(), String> {
-        qemu::resume(&life.vmm.qmp).await.map_err(|error| error.to_string())?;
+        life.vmm.resume().await.map_err(|error| error.to_string())?;
         let identity = Identity { hostname: self.handle.facts.id.to_string(), env: self.env.clone() };
         match life.guest.activate(identity).await {
             Ok(_) => Ok(()),

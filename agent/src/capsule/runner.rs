@@ -13,12 +13,11 @@ use crate::{
     guest::{Guest, Identity},
     template::{Template, Templates, build::now_ms},
     usage,
-    vmm::{launch::Vmm, qemu},
+    vmm::launch::Vmm,
 };
 use hearth_proto::id::CapsuleId;
 use std::{
     collections::HashMap,
-    fs::File,
     io,
     sync::Arc,
     time::{Duration, Instant},
@@ -295,7 +294,7 @@ impl Runner {
         let decision = self.state.borrow().decide(Request::Claim)?;
         let Decision::Move(next) = decision else { return Ok(()) };
         let start = Instant::now();
-        qemu::resume(&vmm.qmp).await?;
+        vmm.resume().await?;
         step("claim", start);
         self.enter(next);
         Ok(())
@@ -317,7 +316,7 @@ impl Runner {
                 .increment(stats.get(Counter::ServeMicros));
         }
         if let Turn::Ended(End::Died(_)) = turn
-            && let Ok(console) = time::timeout(Duration::from_secs(1), qemu::console(&vmm.qmp)).await
+            && let Ok(console) = time::timeout(Duration::from_secs(1), vmm.console()).await
         {
             tracing::warn!(console = %console.unwrap_or_default(), "console of a failed capsule");
         }
@@ -413,13 +412,11 @@ pub(crate) async fn restore(
 }
 
 async fn bring_up(vmm: &Vmm, source: &Source, wish: Wish, start: Instant) -> Result<Guest, AgentError> {
-    let state = File::open(source.device())
-        .map_err(|error| AgentError::NoCapacity(format!("the snapshot's device state: {error}")))?;
     let load = Instant::now();
-    qemu::load(&vmm.qmp, state).await?;
+    vmm.load(&source.device()).await?;
     step("load", load);
     let resume = Instant::now();
-    qemu::resume(&vmm.qmp).await?;
+    vmm.resume().await?;
     step("resume", resume);
     let handshake = Instant::now();
     let guest = Guest::new(vmm.netns.clone());
@@ -434,7 +431,7 @@ async fn bring_up(vmm: &Vmm, source: &Source, wish: Wish, start: Instant) -> Res
         }
         step("rehearse", rehearse);
         let park = Instant::now();
-        qemu::stop(&vmm.qmp).await?;
+        vmm.pause().await?;
         step("park", park);
     }
     step(if wish.park { "restore_parked" } else { "restore" }, start);

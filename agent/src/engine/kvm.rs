@@ -5,7 +5,7 @@
 
 #![expect(unsafe_code, reason = "memory of the tiny guest is given to KVM")]
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit};
 use memmap2::MmapMut;
 use std::{
@@ -129,6 +129,10 @@ fn time_loop() -> Result<Duration, String> {
     // SAFETY: the region is `memory`, which outlives the guest and is not touched while it runs.
     unsafe { vm.set_user_memory_region(region) }.map_err(fail("guest memory"))?;
     let mut vcpu = vm.create_vcpu(0).map_err(fail("creating a vCPU"))?;
+    // Without a processor description that has it, 64-bit mode is refused.
+    let features =
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(fail("the processor's features"))?;
+    vcpu.set_cpuid2(&features).map_err(fail("setting the processor's features"))?;
     let mut system = vcpu.get_sregs().map_err(fail("reading registers"))?;
     system.cr3 = PAGE_MAP_4;
     system.cr4 = 1 << 5;

@@ -1,7 +1,8 @@
 //! `AgentError` → gRPC status: the only mapping. Messages are written for callers; causes go to the log.
 
 use crate::{
-    error::AgentError, guest::GuestError, snapshot::generation::GenerationError, vmm::qmp::QmpError,
+    capsule::capture::CaptureError, error::AgentError, guest::GuestError,
+    snapshot::generation::GenerationError,
 };
 use hearth_service::telemetry::chain;
 use std::io;
@@ -41,11 +42,12 @@ impl From<AgentError> for Status {
                 _ => Code::Internal,
             },
             // A VMM without a control socket has died: the caller may try another capsule.
-            AgentError::Ended(_)
-            | AgentError::Stopping
-            | AgentError::Vmm(QmpError::Closed)
-            | AgentError::Guest(GuestError::Unreachable(_)) => Code::Unavailable,
+            AgentError::Vmm(error) if error.is_closed() => Code::Unavailable,
+            AgentError::Ended(_) | AgentError::Stopping | AgentError::Guest(GuestError::Unreachable(_)) => {
+                Code::Unavailable
+            }
             AgentError::Guest(GuestError::Deadline(_)) => Code::DeadlineExceeded,
+            AgentError::Capture(CaptureError::Engine) => Code::Unimplemented,
             AgentError::Launch(_)
             | AgentError::Vmm(_)
             | AgentError::Guest(GuestError::Randomness(_) | GuestError::Rehearsal(_))

@@ -9,6 +9,7 @@
 
 use super::{
     CHUNK, PAGE,
+    copier::{Copier, handshake},
     fill::{FillError, fill},
     install::{InstallError, install},
     layer::{Buffers, Layer, LayerError},
@@ -26,19 +27,22 @@ use std::{
     io::{self, IoSliceMut, Write},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-        unix::net::UnixStream,
+        unix::net::{UnixListener, UnixStream},
     },
     path::PathBuf,
     time::Instant,
 };
 use userfaultfd::{Event, Uffd};
 
+/// Number of the descriptor of a Firecracker's pidfd.
+pub const VMM_FD: RawFd = 3;
+
 const MAGIC: [u8; 8] = *b"HRTHPAG1";
 /// magic, address, length, page size: see agent/preload.
 const HANDSHAKE_BYTES: usize = 32;
 /// Zero pages mapped ahead of a fault on one: guests touch fresh memory in runs, and mapping the zero page costs
 /// 20 ns a page against some microseconds for an event.
-const ZERO_AHEAD: u64 = 256 << 10;
+pub(super) const ZERO_AHEAD: u64 = 256 << 10;
 
 /// Arguments of `hearth pager`.
 #[derive(Debug, Clone, clap::Args)]
@@ -58,6 +62,10 @@ pub struct PagerArgs {
     /// User and group id to run as, after the files are open.
     #[arg(long)]
     pub uid: u32,
+    /// Process id of a Firecracker. Then standard input is the listening socket that it will connect to, and
+    /// descriptor 3 its pidfd.
+    #[arg(long)]
+    pub firecracker: Option<i32>,
 }
 
 /// Why a pager ended.
@@ -101,7 +109,7 @@ pub enum PagerError {
     },
 }
 
-fn system(what: &'static str) -> impl Fn(Errno) -> PagerError {
+pub(super) fn system(what: &'static str) -> impl Fn(Errno) -> PagerError {
     move |errno| PagerError::System { what, source: errno.into() }
 }
 
@@ -140,6 +148,9 @@ pub fn run(args: &PagerArgs) -> Result<(), PagerError> {
         .map_err(|source| PagerError::Open { path: args.stats.clone(), source })?;
     let mut buffers = Buffers::new().map_err(|source| PagerError::System { what: "decompressor", source })?;
     drop_privileges(args.uid)?;
+    if let Some(pid) = args.firecracker {
+        return run_copier(pid, layer, image, stats, buffers);
+    }
     // SAFETY: standard input is the socket that the agent gave us; nothing else in this process uses it.
     let socket = UnixStream::from(unsafe { OwnedFd::from_raw_fd(0) });
     let Some((uffd, region)) = handshake(&socket, layer.ram_bytes())? else { return Ok(()) };
@@ -153,6 +164,26 @@ pub fn run(args: &PagerArgs) -> Result<(), PagerError> {
     pager.serve(&socket)
 }
 
+/// Serves a Firecracker, whose memory is its own.
+fn run_copier(
+    pid: i32,
+    layer: Layer,
+    image: File,
+    stats: Writer,
+    buffers: Buffers,
+) -> Result<(), PagerError> {
+    // SAFETY: standard input is the listening socket that the agent gave us; nothing else in this process uses it.
+    let listener = unsafe { UnixListener::from_raw_fd(0) };
+    // SAFETY: this descriptor is the pidfd that the agent gave us; it was there before this process opened a file.
+    let end = unsafe { OwnedFd::from_raw_fd(VMM_FD) };
+    let Some((uffd, regions, stream)) = handshake::accept(&listener, pid, end.as_fd(), layer.ram_bytes())?
+    else {
+        return Ok(());
+    };
+    stats.add(Counter::Serving, 1);
+    Copier::new(layer, image, stats, buffers, (uffd, regions)).serve(&[stream.as_fd(), end.as_fd()])
+}
+
 fn drop_privileges(uid: u32) -> Result<(), PagerError> {
     setgroups(&[]).map_err(system("setgroups"))?;
     setgid(Gid::from_raw(uid)).map_err(system("setgid"))?;
@@ -163,21 +194,7 @@ fn drop_privileges(uid: u32) -> Result<(), PagerError> {
 fn handshake(socket: &UnixStream, ram_bytes: u64) -> Result<Option<(Uffd, Region)>, PagerError> {
     let bad = |text: &str| PagerError::Handshake(text.to_owned());
     let mut bytes = [0; HANDSHAKE_BYTES + 1];
-    let mut control = cmsg_space!([RawFd; 4]);
-    let (count, fds) = {
-        let mut parts = [IoSliceMut::new(&mut bytes)];
-        let message =
-            recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)
-                .map_err(system("recvmsg"))?;
-        let mut fds = Vec::new();
-        for item in message.cmsgs().map_err(system("control message"))? {
-            if let ControlMessageOwned::ScmRights(received) = item {
-                // SAFETY: the kernel has just installed these descriptors for us; each is owned once, here.
-                fds.extend(received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-            }
-        }
-        (message.bytes, fds)
-    };
+    let (count, fds) = receive(socket, &mut bytes)?;
     if count == 0 {
         return Ok(None);
     }
@@ -193,6 +210,29 @@ fn handshake(socket: &UnixStream, ram_bytes: u64) -> Result<Option<(Uffd, Region
     if region.length != ram_bytes || region.address.checked_add(region.length).is_none() {
         return Err(bad("the region's size is not the snapshot's"));
     }
+    Ok(Some((userfaultfd(fds)?, region)))
+}
+
+/// Receives a message's bytes, and the descriptors that came with it.
+pub(super) fn receive(socket: &UnixStream, bytes: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), PagerError> {
+    let mut control = cmsg_space!([RawFd; 4]);
+    let mut parts = [IoSliceMut::new(bytes)];
+    let message =
+        recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)
+            .map_err(system("recvmsg"))?;
+    let mut fds = Vec::new();
+    for item in message.cmsgs().map_err(system("control message"))? {
+        if let ControlMessageOwned::ScmRights(received) = item {
+            // SAFETY: the kernel has just installed these descriptors for us; each is owned once, here.
+            fds.extend(received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok((message.bytes, fds))
+}
+
+/// The one descriptor of a handshake, which has to be a userfaultfd.
+pub(super) fn userfaultfd(fds: Vec<OwnedFd>) -> Result<Uffd, PagerError> {
+    let bad = |text: &str| PagerError::Handshake(text.to_owned());
     let mut fds = fds.into_iter();
     let (Some(fd), None) = (fds.next(), fds.next()) else {
         return Err(bad("exactly one descriptor is expected"));
@@ -203,8 +243,7 @@ fn handshake(socket: &UnixStream, ram_bytes: u64) -> Result<Option<(Uffd, Region
         return Err(bad("the descriptor is not a userfaultfd"));
     }
     // SAFETY: `fd` is an owned userfaultfd; ownership moves into the wrapper.
-    let uffd = unsafe { Uffd::from_raw_fd(std::os::fd::IntoRawFd::into_raw_fd(fd)) };
-    Ok(Some((uffd, region)))
+    Ok(unsafe { Uffd::from_raw_fd(std::os::fd::IntoRawFd::into_raw_fd(fd)) })
 }
 
 struct Pager {
@@ -345,6 +384,6 @@ impl Pager {
 }
 
 /// The VMM's memory is gone: it is exiting.
-fn is_gone(errno: i32) -> bool {
+pub(super) fn is_gone(errno: i32) -> bool {
     errno == libc::ESRCH
 }

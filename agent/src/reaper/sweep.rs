@@ -6,7 +6,10 @@
 use crate::{
     capsule::ledger::{self, Record},
     config::Layout,
-    vmm::process::{Process, start_ticks},
+    vmm::{
+        firecracker::cgroup,
+        process::{Process, start_ticks},
+    },
 };
 use std::{
     fs, io,
@@ -51,6 +54,7 @@ pub async fn sweep(layout: &Layout) -> io::Result<Swept> {
             swept.processes += 1;
         }
     }
+    cgroup::sweep(&layout.mark());
     for folder in folders {
         fs::remove_dir_all(&folder)?;
         swept.folders += 1;
@@ -110,7 +114,9 @@ fn is_ours(command: &[u8], mark: &str, vmms: &Path) -> bool {
         arguments.windows(2).any(|pair| pair[0] == option && pair[1].starts_with(prefix))
     };
     let vmms = [vmms.as_os_str().as_encoded_bytes(), b"/"].concat();
+    // QEMU's name, the jailer's and Firecracker's id.
     has(b"-name", mark.as_bytes())
+        || has(b"--id", mark.as_bytes())
         || (arguments.first() == Some(&b"pager".as_slice()) && has(b"--stats", &vmms))
 }
 
@@ -122,6 +128,7 @@ mod tests {
     fn only_processes_of_this_data_folder_are_ours() {
         let vmms = Path::new("/d/agent/vmms");
         assert!(is_ours(b"qemu\0-name\0hearth-ab-1\0-S\0", "hearth-ab-", vmms));
+        assert!(is_ours(b"/firecracker\0--id\0hearth-ab-1\0--api-sock\0/api.sock\0", "hearth-ab-", vmms));
         assert!(!is_ours(b"qemu\0-name\0hearth-cd-1\0", "hearth-ab-", vmms));
         assert!(!is_ours(b"vi\0hearth-ab-1\0", "hearth-ab-", vmms));
         assert!(is_ours(b"hearth\0pager\0--stats\0/d/agent/vmms/x/stats\0", "m", vmms));

@@ -58,9 +58,9 @@ pub struct Parent {
 /// What a snapshot needs of a host, and what a host has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Platform {
-    /// "qemu".
+    /// "qemu" or "firecracker".
     pub engine: String,
-    /// Exact version: QEMU promises no compatibility between versions of microvm.
+    /// Exact version: neither engine reads another version's device state.
     pub engine_version: String,
     /// "tcg" or "kvm".
     pub accelerator: String,

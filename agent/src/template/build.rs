@@ -16,9 +16,8 @@ use crate::{
         store::{Draft, Durability, StoreError, name},
     },
     vmm::{
+        control::VmmError,
         launch::{LaunchError, Vmm},
-        qemu,
-        qmp::QmpError,
     },
 };
 use std::{
@@ -49,7 +48,7 @@ pub enum BuildError {
     Launch(#[from] LaunchError),
     /// The VMM did not do as told.
     #[error(transparent)]
-    Vmm(#[from] QmpError),
+    Vmm(#[from] VmmError),
     /// The guest does not come up; with the end of its console.
     #[error("the guest did not come up: {reason}; its console ends: {console}")]
     Boot {
@@ -119,9 +118,8 @@ pub async fn build(
     hang_up(&vmm).await;
     say("contexts are warm and frozen; saving the device state");
     let draft = templates.store.draft()?;
-    qemu::stop(&vmm.qmp).await?;
-    let device = File::create(draft.path(name::DEVICE)).map_err(file("the device state"))?;
-    qemu::save(&vmm.qmp, &device).await?;
+    vmm.pause().await?;
+    vmm.save(&draft.path(name::DEVICE)).await?;
     say("compressing memory");
     let manifest = Manifest {
         version: manifest::VERSION,

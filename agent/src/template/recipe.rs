@@ -5,6 +5,7 @@ use crate::{
     engine::Accelerator,
     snapshot::manifest::{self, Platform},
     vmm::{
+        firecracker,
         machine::{BootFiles, Size},
         qemu::{self, Purpose},
     },
@@ -41,7 +42,6 @@ impl Recipe {
 
     /// Key of the snapshot that this recipe gives with these files on this platform: equal keys, equal content.
     pub fn key(&self, boot: &BootSet, platform: &Platform) -> String {
-        let accelerator = if platform.accelerator == "kvm" { Accelerator::Kvm } else { Accelerator::Tcg };
         let mut digest = Sha256::new();
         let mut add = |text: &str| {
             digest.update((text.len() as u64).to_le_bytes());
@@ -49,9 +49,8 @@ impl Recipe {
         };
         // Not the counter's rate, which is measured anew at each start: `snapshot::fit` compares it.
         let platform = Platform { tsc_khz: 0, ..platform.clone() };
-        let boot_once = Purpose::Boot { clock: qemu::clock_options(accelerator, 0) };
         add(&format!("{} {self:?} {platform:?}", manifest::VERSION));
-        add(&format!("{:?}", qemu::arguments("template", self.size, accelerator, &boot_once)));
+        add(&self.machine(&platform));
         for file in [&boot.files.kernel, &boot.files.initramfs, &boot.files.rootfs, &boot.files.upper] {
             // Their names hold the keys of their contents.
             let name = file.components().rev().take(2).map(|part| part.as_os_str().to_string_lossy());
@@ -61,6 +60,16 @@ impl Recipe {
         let mut key = hex::encode(digest.finalize());
         key.truncate(KEY_DIGITS);
         format!("{}-{key}", self.name)
+    }
+
+    /// What the engine makes of the machine.
+    fn machine(&self, platform: &Platform) -> String {
+        if platform.engine == "firecracker" {
+            return firecracker::machine::fingerprint(self.size);
+        }
+        let accelerator = if platform.accelerator == "kvm" { Accelerator::Kvm } else { Accelerator::Tcg };
+        let boot_once = Purpose::Boot { clock: qemu::clock_options(accelerator, 0) };
+        format!("{:?}", qemu::arguments("template", self.size, accelerator, &boot_once))
     }
 }
 

@@ -1,19 +1,23 @@
 //! Starting VMMs: everything a VMM is bound to, as one guard.
 
 use super::{
+    control::{Control, VmmError},
+    firecracker::{self, cgroup::Parent},
+    folder::{Folder, end_of, log_end, log_file},
     jail::{Bind, Jail},
     machine::{BootFiles, Size},
     process::{Process, Program},
     qemu::{self, Purpose, fd, path},
-    qmp::{Qmp, QmpError},
+    qmp::Qmp,
+    uid::{UidLease, Uids},
 };
 use crate::{
     capsule::ledger::{self, ProcessRecord, Record},
     config::Layout,
-    disk::sparse,
-    engine::Engine,
+    engine::{Engine, Kind},
     memory::{
         image::{BuildRam, Image},
+        pager,
         stats::Stats,
     },
     network::netns::{Netns, NetworkError},
@@ -22,12 +26,11 @@ use crate::{
 };
 use hearth_proto::id::CapsuleId;
 use std::{
-    collections::BTreeSet,
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::OwnedFd,
+        fd::{AsFd, OwnedFd},
         unix::{
             fs::{PermissionsExt, chown},
             net::{UnixListener, UnixStream},
@@ -35,7 +38,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -46,9 +49,6 @@ const GREETING_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A pager that refuses to serve ends at once.
 const PAGER_WORDS: Duration = Duration::from_secs(1);
-
-/// Lines of a log that an error shows.
-const LOG_LINES: usize = 8;
 
 /// Why a VMM could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +68,7 @@ pub enum LaunchError {
     #[error("the VMM did not start: {source}; its log ends: {log}")]
     Silent {
         /// What the control socket said.
-        source: QmpError,
+        source: VmmError,
         /// The log's end.
         log: String,
     },
@@ -77,7 +77,7 @@ pub enum LaunchError {
     NoSlot(usize),
 }
 
-fn host(what: &'static str) -> impl Fn(io::Error) -> LaunchError {
+pub(super) fn host(what: &'static str) -> impl Fn(io::Error) -> LaunchError {
     move |source| LaunchError::Host { what, source }
 }
 
@@ -90,40 +90,14 @@ pub struct Launcher {
     pub layout: Layout,
     /// Takes over what is left of VMMs.
     pub reaper: Reaper,
+    /// Where Firecrackers' control groups are made; none where the host has no cgroup v2 to divide.
+    pub(super) cgroups: Option<Parent>,
     preload: PathBuf,
     helper: PathBuf,
     boot_id: String,
     uffd: File,
     uids: Arc<Uids>,
     next: AtomicU64,
-}
-
-/// User ids of VMMs, each used by one at a time.
-#[derive(Debug)]
-struct Uids {
-    pager: u32,
-    count: usize,
-    free: Mutex<BTreeSet<u32>>,
-}
-
-/// A user id, given back when dropped.
-#[derive(Debug)]
-pub struct UidLease {
-    uid: u32,
-    uids: Arc<Uids>,
-}
-
-impl UidLease {
-    /// The user id.
-    pub fn id(&self) -> u32 {
-        self.uid
-    }
-}
-
-impl Drop for UidLease {
-    fn drop(&mut self) {
-        self.uids.free.lock().unwrap_or_else(PoisonError::into_inner).insert(self.uid);
-    }
 }
 
 /// What a generation has beside its template's snapshot.
@@ -141,7 +115,7 @@ pub struct Difference {
 #[derive(Debug)]
 pub struct Vmm {
     /// Control connection.
-    pub qmp: Qmp,
+    pub(super) control: Control,
     /// Its namespace, where its guest is dialled.
     pub netns: Arc<Netns>,
     /// The VMM's process.
@@ -178,21 +152,28 @@ impl Launcher {
             .open("/dev/userfaultfd")
             .map_err(host("/dev/userfaultfd (Linux 6.1 or newer)"))?;
         let boot_id = ledger::boot_id().map_err(host("the host's boot id"))?;
-        let (base, count) = uids;
-        let free = (base..).take(count).collect();
-        let uids = Arc::new(Uids { pager: base - 1, count, free: Mutex::new(free) });
-        Ok(Self { engine, layout, reaper, preload, helper, boot_id, uffd, uids, next: AtomicU64::new(0) })
+        let cgroups = match engine.kind {
+            Kind::Qemu => None,
+            Kind::Firecracker { .. } => Parent::open_or_warn(&layout.mark()),
+        };
+        let uids = Arc::new(Uids::new(uids.0, uids.1));
+        Ok(Self {
+            engine,
+            layout,
+            reaper,
+            cgroups,
+            preload,
+            helper,
+            boot_id,
+            uffd,
+            uids,
+            next: AtomicU64::new(0),
+        })
     }
 
-    fn lease_uid(&self) -> Result<UidLease, LaunchError> {
-        let uid = self.uids.free.lock().unwrap_or_else(PoisonError::into_inner).pop_first();
-        let uid = uid.ok_or(LaunchError::NoSlot(self.uids.count))?;
-        Ok(UidLease { uid, uids: self.uids.clone() })
-    }
-
-    /// Reserves a user id for a template build, before its RAM is made.
+    /// Reserves a user id, for a template build before its RAM is made.
     pub fn reserve(&self) -> Result<UidLease, LaunchError> {
-        self.lease_uid()
+        self.uids.lease().ok_or(LaunchError::NoSlot(self.uids.count))
     }
 
     /// Boots a kernel with real shared RAM, for a template build.
@@ -203,6 +184,9 @@ impl Launcher {
         uid: UidLease,
         ram: &BuildRam,
     ) -> Result<Vmm, LaunchError> {
+        if let Kind::Firecracker { jailer, version } = &self.engine.kind {
+            return firecracker::launch::boot(self, (jailer, *version), (files, ram), size, uid).await;
+        }
         let binds = vec![
             bind(&files.kernel, path::KERNEL, false),
             bind(&files.initramfs, path::INITRAMFS, false),
@@ -229,6 +213,14 @@ impl Launcher {
         image: Arc<Image>,
         difference: Option<Difference>,
     ) -> Result<Vmm, LaunchError> {
+        let uid = self.reserve()?;
+        if let Kind::Firecracker { jailer, version } = &self.engine.kind {
+            if difference.is_some() {
+                return Err(host("a capsule's own pages on Firecracker")(io::ErrorKind::Unsupported.into()));
+            }
+            let from = (snapshot, rootfs, image);
+            return firecracker::launch::park(self, (jailer, *version), from, uid).await;
+        }
         let binds = vec![bind(image.path(), path::MEMORY, false), bind(&self.preload, path::PRELOAD, false)];
         let (key, upper, over) = match difference {
             None => (snapshot.manifest.key.clone(), snapshot.path(name::UPPER), None),
@@ -241,7 +233,6 @@ impl Launcher {
             pager: Some(Pages { image, layer: snapshot.path(name::MEMORY), over }),
             snapshot: Some(key),
         };
-        let uid = self.lease_uid()?;
         self.start(start, uid, rootfs.to_owned(), upper).await
     }
 
@@ -253,26 +244,37 @@ impl Launcher {
         upper: PathBuf,
     ) -> Result<Vmm, LaunchError> {
         let launcher = self.clone();
-        let size = start.size;
         // Forks, namespaces and file copies: some milliseconds of blocking calls.
-        let prepared = tokio::task::spawn_blocking(move || launcher.spawn(start, uid, &rootfs, &upper))
+        let spawned = tokio::task::spawn_blocking(move || launcher.spawn(start, uid, &rootfs, &upper))
             .await
             .map_err(|error| host("starting a VMM")(io::Error::other(error)))??;
-        let Spawned { folder, processes, netns, uid, image, record } = prepared;
+        let socket = spawned.folder.join("qmp.sock");
+        let connect = async move {
+            let qmp = Qmp::connect(&socket, GREETING_DEADLINE).await?;
+            qemu::prepare(&qmp).await?;
+            Ok(Control::Qemu(qmp))
+        };
+        self.adopt(spawned, connect).await
+    }
+
+    /// Takes hold of a VMM that was just spawned, as soon as it talks.
+    pub(super) async fn adopt(
+        &self,
+        spawned: Spawned,
+        connect: impl Future<Output = Result<Control, VmmError>>,
+    ) -> Result<Vmm, LaunchError> {
+        let Spawned { folder, processes, netns, uid, image, record } = spawned;
+        let path = folder.clone();
         // From here a failure undoes itself by the guard.
         let mut remains = Undo {
             reaper: &self.reaper,
             remains: Some(Remains { processes, folder, uid: Some(uid), image }),
         };
-        let folder = remains.folder();
-        let qmp = match Qmp::connect(&folder.join("qmp.sock"), GREETING_DEADLINE).await {
-            Ok(qmp) => qmp,
-            Err(source) => return Err(silent(source, &remains).await),
+        let control = match connect.await {
+            Ok(control) => control,
+            Err(source) => return Err(silent(source, &remains, &path).await),
         };
-        if let Err(source) = qemu::prepare(&qmp).await {
-            return Err(silent(source, &remains).await);
-        }
-        tracing::debug!(vmm = %folder.display(), memory_mb = size.memory_mb, "vmm started");
+        tracing::debug!(vmm = %path.display(), "vmm started");
         let Some(Remains { processes, folder, uid, image }) = remains.remains.take() else {
             return Err(host("starting a VMM")(io::Error::other("its remains are gone")));
         };
@@ -280,7 +282,7 @@ impl Launcher {
         let process =
             processes.next().ok_or_else(|| host("starting a VMM")(io::Error::other("no process")))?;
         Ok(Vmm {
-            qmp,
+            control,
             netns: Arc::new(netns),
             process,
             pager: processes.next(),
@@ -300,19 +302,15 @@ impl Launcher {
         rootfs: &Path,
         upper: &Path,
     ) -> Result<Spawned, LaunchError> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let vmm_name = format!("{}{}-{number}", self.layout.mark(), std::process::id());
-        let folder = Folder::create(self.layout.vmms().join(format!("{}-{number}", std::process::id())))?;
-        let disk = folder.0.join("upper.img");
-        sparse::copy(upper, &disk).map_err(host("copying the writable layer"))?;
-        chown(&disk, Some(uid.uid), Some(uid.uid)).map_err(host("the writable layer"))?;
+        let (vmm_name, folder) = self.folder()?;
+        let disk = folder.upper(upper, uid.id())?;
         let (netns, tap) = Netns::create()?;
         let listener = UnixListener::bind(folder.0.join("qmp.sock")).map_err(host("the control socket"))?;
         let console = folder.0.join("console.log");
         let mut binds = start.binds;
         if start.pager.is_none() {
             File::create_new(&console).map_err(host("the console's log"))?;
-            chown(&console, Some(uid.uid), Some(uid.uid)).map_err(host("the console's log"))?;
+            chown(&console, Some(uid.id()), Some(uid.id())).map_err(host("the console's log"))?;
             binds.push(bind(&console, path::CONSOLE, true));
         }
         let mut processes = Vec::new();
@@ -321,7 +319,7 @@ impl Launcher {
         let mut image = None;
         if let Some(pages) = start.pager {
             let (ours, theirs) = UnixStream::pair().map_err(host("the pager's socket"))?;
-            processes.push(self.spawn_pager(&folder.0, &pages, theirs)?);
+            processes.push(self.spawn_pager(&folder.0, &pages, theirs.into(), None)?);
             fds.push((self.uffd.try_clone().map_err(host("/dev/userfaultfd"))?.into(), fd::UFFD));
             fds.push((OwnedFd::from(ours), fd::PAGER));
             env = vec![
@@ -338,14 +336,16 @@ impl Launcher {
             binds.push(bind(Path::new("/dev/kvm"), "/dev/kvm", true));
         }
         let network = netns.descriptor().map_err(host("the network namespace"))?;
-        let jail = Jail { mount_point: self.layout.jail(), uid: uid.uid, network, binds };
+        let jail = Jail { mount_point: self.layout.jail(), uid: uid.id(), network, binds };
         let program = Program {
             path: self.engine.program.clone(),
             args: qemu::arguments(&vmm_name, start.size, self.engine.accelerator, &start.purpose),
             env,
             stdin: None,
             log: log_file(&folder.0.join("vmm.log"))?,
+            output: None,
             fds,
+            surroundings: None,
             jail: Some(jail),
         };
         match Process::spawn(program) {
@@ -355,23 +355,38 @@ impl Launcher {
                 return Err(host("starting the VMM in its jail")(source));
             }
         }
+        self.record(Started { folder, processes, netns, uid, image }, start.snapshot)
+    }
+
+    /// A name and a folder for a new VMM.
+    pub(super) fn folder(&self) -> Result<(String, Folder), LaunchError> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}{}-{number}", self.layout.mark(), std::process::id());
+        let folder = Folder::create(self.layout.vmms().join(format!("{}-{number}", std::process::id())))?;
+        Ok((name, folder))
+    }
+
+    /// Notes on disk what was started.
+    pub(super) fn record(&self, started: Started, snapshot: Option<String>) -> Result<Spawned, LaunchError> {
+        let Started { folder, processes, netns, uid, image } = started;
         let records = processes.iter().map(|process| ProcessRecord::from(&**process)).collect();
-        let record = Record::new(self.boot_id.clone(), records, uid.uid, start.snapshot);
+        let record = Record::new(self.boot_id.clone(), records, uid.id(), snapshot);
         let folder = folder.keep();
-        let spawned = Spawned { folder, processes, netns, uid, image, record };
-        if let Err(source) = ledger::write(&spawned.folder, &spawned.record) {
-            let Spawned { processes, folder, uid, image, .. } = spawned;
+        if let Err(source) = ledger::write(&folder, &record) {
             self.reaper.bury(Remains { processes, folder, uid: Some(uid), image });
             return Err(host("the VMM's record")(source));
         }
-        Ok(spawned)
+        Ok(Spawned { folder, processes, netns, uid, image, record })
     }
 
-    fn spawn_pager(
+    /// Starts a pager that fills an image from a layer. `socket` is a Firecracker's listening one when `firecracker` is
+    /// that process.
+    pub(super) fn spawn_pager(
         &self,
         folder: &Path,
         pages: &Pages,
-        socket: UnixStream,
+        socket: OwnedFd,
+        firecracker: Option<&Process>,
     ) -> Result<Arc<Process>, LaunchError> {
         let stats = folder.join("pager.stats");
         let mut args = vec![
@@ -388,13 +403,20 @@ impl Launcher {
         if let Some(over) = &pages.over {
             args.extend([OsString::from("--difference"), over.into()]);
         }
+        let mut fds = Vec::new();
+        if let Some(process) = firecracker {
+            args.extend(["--firecracker".into(), process.pid().to_string().into()]);
+            fds.push((process.as_fd().try_clone_to_owned().map_err(host("a pidfd"))?, pager::VMM_FD));
+        }
         let program = Program {
             path: self.helper.clone(),
             args,
             env: Vec::new(),
-            stdin: Some(socket.into()),
+            stdin: Some(socket),
             log: log_file(&folder.join("pager.log"))?,
-            fds: Vec::new(),
+            output: None,
+            fds,
+            surroundings: None,
             jail: None,
         };
         Process::spawn(program).map(Arc::new).map_err(host("starting the pager"))
@@ -410,17 +432,28 @@ struct Start {
 }
 
 /// Where a pager has its pages from.
-struct Pages {
-    image: Arc<Image>,
+pub(super) struct Pages {
+    pub(super) image: Arc<Image>,
     /// The layer that the image is filled from.
-    layer: PathBuf,
+    pub(super) layer: PathBuf,
     /// The layer of the capsule's own pages.
-    over: Option<PathBuf>,
+    pub(super) over: Option<PathBuf>,
 }
 
-struct Spawned {
+/// A VMM's processes and what they are bound to.
+pub(super) struct Started {
+    pub(super) folder: Folder,
+    /// VMM first, then its pager.
+    pub(super) processes: Vec<Arc<Process>>,
+    pub(super) netns: Netns,
+    pub(super) uid: UidLease,
+    pub(super) image: Option<Arc<Image>>,
+}
+
+/// The same, with its record on disk.
+pub(super) struct Spawned {
     folder: PathBuf,
-    processes: Vec<Arc<Process>>,
+    pub(super) processes: Vec<Arc<Process>>,
     netns: Netns,
     uid: UidLease,
     image: Option<Arc<Image>>,
@@ -433,40 +466,10 @@ struct Undo<'a> {
     remains: Option<Remains>,
 }
 
-impl Undo<'_> {
-    fn folder(&self) -> PathBuf {
-        self.remains.as_ref().map(|remains| remains.folder.clone()).unwrap_or_default()
-    }
-}
-
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
         if let Some(remains) = self.remains.take() {
             self.reaper.bury(remains);
-        }
-    }
-}
-
-/// A VMM's folder, removed when dropped before it is kept.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn create(path: PathBuf) -> Result<Self, LaunchError> {
-        fs::create_dir(&path).map_err(host("the VMM's folder"))?;
-        Ok(Self(path))
-    }
-
-    fn keep(self) -> PathBuf {
-        let path = self.0.clone();
-        std::mem::forget(self);
-        path
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::warn!(folder = %self.0.display(), %error, "a VMM's folder is left for the next start's sweep");
         }
     }
 }
@@ -535,33 +538,16 @@ impl Drop for Vmm {
 
 /// Why a VMM does not talk, with the ends of its own log and its pager's: a VMM ends when its pager refuses to serve,
 /// and only the pager knows why.
-async fn silent(source: QmpError, undo: &Undo<'_>) -> LaunchError {
+async fn silent(source: VmmError, undo: &Undo<'_>, folder: &Path) -> LaunchError {
     let pager = undo.remains.as_ref().and_then(|remains| remains.processes.get(1).cloned());
     if let Some(pager) = pager {
         // One that failed says why before it ends; one that lives has nothing to say.
         let _ = tokio::time::timeout(PAGER_WORDS, pager.exited()).await;
     }
-    let folder = undo.folder();
-    let log = [log_end(&folder), end_of(&folder.join("pager.log"))].join(" ");
+    let log = [log_end(folder), end_of(&folder.join("pager.log"))].join(" ");
     LaunchError::Silent { source, log: log.trim().to_owned() }
 }
 
 fn bind(source: &Path, target: &str, writable: bool) -> Bind {
     Bind { source: source.to_owned(), target: PathBuf::from(target), writable }
-}
-
-fn log_file(path: &Path) -> Result<File, LaunchError> {
-    OpenOptions::new().append(true).create(true).open(path).map_err(host("a log file"))
-}
-
-fn log_end(folder: &Path) -> String {
-    end_of(&folder.join("vmm.log"))
-}
-
-/// The last part of a log, on one line.
-fn end_of(path: &Path) -> String {
-    let text = fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    let lines: Vec<&str> =
-        text.lines().rev().filter(|line| !line.trim().is_empty()).take(LOG_LINES).collect();
-    lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
 }

@@ -5,13 +5,13 @@
 
 #![expect(unsafe_code, reason = "fork, namespaces and mounts between fork and exec; pidfds")]
 
-use super::jail::{Jail, Prepared};
+use super::jail::{Jail, Prepared, c_path};
 use std::{
-    ffi::{CStr, OsString},
+    ffi::{CStr, CString, OsString},
     fs::File,
     io,
     os::{
-        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
     path::PathBuf,
@@ -36,12 +36,34 @@ pub struct Program {
     pub env: Vec<(&'static str, OsString)>,
     /// Standard input; nothing when absent.
     pub stdin: Option<OwnedFd>,
-    /// Standard output and error.
+    /// Standard error, and standard output unless `output` is there.
     pub log: File,
+    /// Standard output.
+    pub output: Option<File>,
     /// Descriptors to inherit and the numbers they get (3 to 63).
     pub fds: Vec<(OwnedFd, RawFd)>,
+    /// What it starts in when it confines itself.
+    pub surroundings: Option<Surroundings>,
     /// Where it is confined.
     pub jail: Option<Jail>,
+}
+
+/// Namespaces for a program that confines itself.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// The network namespace.
+    pub network: OwnedFd,
+    /// Files that it finds at other places, in a mount namespace of its own.
+    pub mounts: Vec<Mount>,
+}
+
+/// A file that is seen at another place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// The file.
+    pub source: PathBuf,
+    /// An existing file that it covers.
+    pub target: PathBuf,
 }
 
 /// A child process, or one adopted by its pid.
@@ -52,20 +74,38 @@ pub struct Process {
     pidfd: AsyncFd<OwnedFd>,
 }
 
+impl Surroundings {
+    fn prepare(self) -> io::Result<(OwnedFd, Vec<(CString, CString)>)> {
+        let mounts = self.mounts.iter().map(|mount| Ok((c_path(&mount.source)?, c_path(&mount.target)?)));
+        Ok((self.network, mounts.collect::<io::Result<_>>()?))
+    }
+}
+
+impl AsFd for Process {
+    /// Its pidfd.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.get_ref().as_fd()
+    }
+}
+
 impl Process {
     /// Starts a program. Blocks for the time of a fork; call it where that is allowed, inside a tokio runtime.
     pub fn spawn(program: Program) -> io::Result<Self> {
-        let Program { path, args, env, stdin, log, fds, jail } = program;
+        let Program { path, args, env, stdin, log, output, fds, surroundings, jail } = program;
         let mut command = Command::new(path);
         command.args(args).env_clear().envs(env);
         command.stdin(stdin.map_or_else(Stdio::null, Stdio::from));
-        command.stderr(log.try_clone()?).stdout(log);
+        command.stderr(log.try_clone()?).stdout(output.unwrap_or(log));
         let jail = jail.map(Jail::prepare).transpose()?;
+        let surroundings = surroundings.map(Surroundings::prepare).transpose()?;
         // SAFETY: the closure runs in the forked child of a process with threads: it makes system calls on memory that
         // was allocated before the fork, and allocates nothing.
         unsafe {
             command.pre_exec(move || {
                 detach()?;
+                if let Some((network, mounts)) = &surroundings {
+                    surround(network, mounts)?;
+                }
                 if let Some(jail) = &jail {
                     confine(jail)?;
                 }
@@ -177,6 +217,22 @@ fn inherit(fd: RawFd, target: RawFd) -> io::Result<()> {
         check(aside)?;
         check(libc::dup2(aside, target))
     }
+}
+
+/// Enters the network namespace and makes the mounts in a mount namespace of the calling process. Runs between fork
+/// and exec.
+fn surround(network: &OwnedFd, mounts: &[(CString, CString)]) -> io::Result<()> {
+    let none = ptr::null();
+    // SAFETY: system calls on a descriptor and C strings that were prepared before the fork.
+    unsafe {
+        check(libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET))?;
+        check(libc::unshare(libc::CLONE_NEWNS))?;
+        check(libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_PRIVATE, none.cast()))?;
+        for (source, target) in mounts {
+            check(libc::mount(source.as_ptr(), target.as_ptr(), none, libc::MS_BIND, none.cast()))?;
+        }
+    }
+    Ok(())
 }
 
 const TMPFS: &CStr = c"tmpfs";

@@ -60,6 +60,11 @@ pub async fn measure(bench: &Bench, layout: &Layout, qemu: &Path) -> anyhow::Res
     let snapshot = Store::open(&layout.templates())?
         .get(&template.snapshot_key)?
         .with_context(|| format!("snapshot {}", template.snapshot_key))?;
+    let engine = &snapshot.manifest.platform.engine;
+    anyhow::ensure!(
+        engine == "qemu",
+        "the bare restore is QEMU's, the template {engine}'s: set HEARTH_ENGINE=qemu"
+    );
     let accelerator = match snapshot.manifest.platform.accelerator.as_str() {
         "kvm" => Accelerator::Kvm,
         _ => Accelerator::Tcg,
@@ -120,7 +125,9 @@ impl Machine {
             env: Vec::new(),
             stdin: None,
             log: File::create(&log)?,
+            output: None,
             fds: vec![(OwnedFd::from(listener), fd::QMP), (tap, fd::TAP)],
+            surroundings: None,
             jail: None,
         };
         let state = File::open(self.snapshot.path(name::DEVICE))?;

@@ -1,0 +1,110 @@
+//! Control of a running VMM in no engine's words.
+
+use super::{
+    firecracker::{Firecracker, FirecrackerError, api::ApiError},
+    launch::Vmm,
+    qemu,
+    qmp::{Qmp, QmpError},
+};
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
+
+/// A VMM's control connection.
+#[derive(Debug)]
+pub enum Control {
+    /// QMP.
+    Qemu(Qmp),
+    /// Firecracker's API.
+    Firecracker(Firecracker),
+}
+
+/// Why a VMM did not do as told.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// QEMU did not.
+    #[error(transparent)]
+    Qemu(#[from] QmpError),
+    /// Firecracker did not.
+    #[error(transparent)]
+    Firecracker(#[from] FirecrackerError),
+    /// The file of the device state could not be opened.
+    #[error("the device state {path}: {source}")]
+    State {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl From<ApiError> for VmmError {
+    fn from(error: ApiError) -> Self {
+        Self::Firecracker(error.into())
+    }
+}
+
+impl VmmError {
+    /// Whether the VMM's end of its control connection is closed: it has ended, or is about to.
+    pub fn is_closed(&self) -> bool {
+        match self {
+            Self::Qemu(error) => matches!(error, QmpError::Closed),
+            Self::Firecracker(error) => matches!(error, FirecrackerError::Api(ApiError::Closed)),
+            Self::State { .. } => false,
+        }
+    }
+}
+
+impl Vmm {
+    /// Lets the vCPUs run.
+    pub async fn resume(&self) -> Result<(), VmmError> {
+        match &self.control {
+            Control::Qemu(qmp) => Ok(qemu::resume(qmp).await?),
+            Control::Firecracker(firecracker) => Ok(firecracker.api.resume().await?),
+        }
+    }
+
+    /// Stops the vCPUs; returns once they stand still.
+    pub async fn pause(&self) -> Result<(), VmmError> {
+        match &self.control {
+            Control::Qemu(qmp) => Ok(qemu::stop(qmp).await?),
+            Control::Firecracker(firecracker) => Ok(firecracker.api.pause().await?),
+        }
+    }
+
+    /// Whether a running capsule's own pages can be told from its template's.
+    pub fn tells_written_pages(&self) -> bool {
+        // A Firecracker's would come from its dirty log, which nobody reads yet.
+        matches!(self.control, Control::Qemu(_))
+    }
+
+    /// Loads the device state in the file `state` into a VMM that waits for one; its vCPUs stay stopped.
+    pub async fn load(&self, state: &Path) -> Result<(), VmmError> {
+        let fail = |source| VmmError::State { path: state.to_owned(), source };
+        match &self.control {
+            Control::Qemu(qmp) => Ok(qemu::load(qmp, File::open(state).map_err(fail)?).await?),
+            Control::Firecracker(firecracker) => Ok(firecracker.load(state).await?),
+        }
+    }
+
+    /// Saves the device state of a stopped machine into the new file `state`. Afterwards the memory that the VMM was
+    /// booted with holds the guest's memory of the same instant.
+    pub async fn save(&self, state: &Path) -> Result<(), VmmError> {
+        let fail = |source| VmmError::State { path: state.to_owned(), source };
+        match &self.control {
+            Control::Qemu(qmp) => Ok(qemu::save(qmp, &File::create(state).map_err(fail)?).await?),
+            Control::Firecracker(firecracker) => Ok(firecracker.save(state).await?),
+        }
+    }
+
+    /// The end of what the guest wrote to its console. Empty for a restored Firecracker: its console goes nowhere, since
+    /// Firecracker would write without bounds what a guest floods it with.
+    pub async fn console(&self) -> Result<String, VmmError> {
+        match &self.control {
+            Control::Qemu(qmp) => Ok(qemu::console(qmp).await?),
+            Control::Firecracker(_) => Ok(String::new()),
+        }
+    }
+}

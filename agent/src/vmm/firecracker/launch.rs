@@ -1,0 +1,187 @@
+//! Starting a Firecracker in its jail.
+
+use super::{
+    Firecracker, FirecrackerError,
+    api::{Api, ApiError},
+    jail::Jail,
+    machine::{self, path},
+};
+use crate::{
+    engine::firecracker::Version,
+    memory::image::{BuildRam, Image},
+    network::{netns::Netns, tap},
+    reaper::Remains,
+    snapshot::store::{Snapshot, name},
+    vmm::{
+        control::{Control, VmmError},
+        folder::log_file,
+        launch::{LaunchError, Launcher, Pages, Spawned, Started, Vmm, host},
+        machine::{BootFiles, Size},
+        process::{Process, Program, Surroundings},
+        uid::UidLease,
+    },
+};
+use futures::FutureExt;
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::net::UnixListener,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+/// Spawn to the first answer takes some 20 ms; a busy host may need much longer.
+const GREETING_DEADLINE: Duration = Duration::from_secs(20);
+
+/// What a Firecracker is started with.
+struct Start {
+    jailer: PathBuf,
+    size: Size,
+    /// Files that it may see: on the host, in the jail.
+    files: Vec<(PathBuf, &'static str)>,
+    /// Its writable layer is a copy of this.
+    upper: PathBuf,
+    pager: Option<(Arc<Image>, PathBuf)>,
+    snapshot: Option<String>,
+}
+
+/// Boots a kernel, for a template build. Its memory is Firecracker's own until it is saved into `ram`.
+pub async fn boot(
+    launcher: &Arc<Launcher>,
+    (jailer, version): (&Path, Version),
+    (files, ram): (&BootFiles, &BuildRam),
+    size: Size,
+    uid: UidLease,
+) -> Result<Vmm, LaunchError> {
+    let start = Start {
+        jailer: jailer.to_owned(),
+        size,
+        files: vec![
+            (files.kernel.clone(), path::KERNEL),
+            (files.initramfs.clone(), path::INITRAMFS),
+            (files.rootfs.clone(), path::ROOTFS),
+            (ram.path().to_owned(), path::MEMORY),
+        ],
+        upper: files.upper.clone(),
+        pager: None,
+        snapshot: None,
+    };
+    start_one(launcher, start, uid, version, Some(size)).await
+}
+
+/// Starts one that waits for the device state of `snapshot`; its pager listens. The image is where its pager keeps what
+/// it has decompressed.
+pub async fn park(
+    launcher: &Arc<Launcher>,
+    (jailer, version): (&Path, Version),
+    (snapshot, rootfs, image): (&Snapshot, &Path, Arc<Image>),
+    uid: UidLease,
+) -> Result<Vmm, LaunchError> {
+    let start = Start {
+        jailer: jailer.to_owned(),
+        size: snapshot.manifest.size,
+        files: vec![(rootfs.to_owned(), path::ROOTFS)],
+        upper: snapshot.path(name::UPPER),
+        pager: Some((image, snapshot.path(name::MEMORY))),
+        snapshot: Some(snapshot.manifest.key.clone()),
+    };
+    start_one(launcher, start, uid, version, None).await
+}
+
+async fn start_one(
+    launcher: &Arc<Launcher>,
+    start: Start,
+    uid: UidLease,
+    version: Version,
+    boots: Option<Size>,
+) -> Result<Vmm, LaunchError> {
+    let (owned, user) = (launcher.clone(), uid.id());
+    // Forks, namespaces and file copies: some milliseconds of blocking calls.
+    let (spawned, api, root) = tokio::task::spawn_blocking(move || spawn(&owned, start, uid))
+        .await
+        .map_err(|error| host("starting a VMM")(io::Error::other(error)))??;
+    let process = spawned.processes.first().cloned();
+    let connect = async move {
+        let is_alive = || process.as_ref().is_some_and(|process| process.exited().now_or_never().is_none());
+        let info = api.greet(GREETING_DEADLINE, is_alive).await?;
+        if info.vmm_version != version.to_string() {
+            let error = FirecrackerError::Version { found: info.vmm_version, expected: version };
+            return Err(error.into());
+        }
+        if let Some(size) = boots {
+            machine::boot(&api, size).await.map_err(|error| ended(error, is_alive()))?;
+        }
+        Ok::<_, VmmError>(Control::Firecracker(Firecracker { api, root, uid: user, version }))
+    };
+    launcher.adopt(spawned, connect).await
+}
+
+/// A call that got no answer because the process ended says so.
+fn ended(error: ApiError, is_alive: bool) -> ApiError {
+    if is_alive { error } else { ApiError::Closed }
+}
+
+/// The blocking part: folder, disk, network, jail, Firecracker, pager, record.
+fn spawn(
+    launcher: &Launcher,
+    start: Start,
+    mut uid: UidLease,
+) -> Result<(Spawned, Api, PathBuf), LaunchError> {
+    let (id, folder) = launcher.folder()?;
+    let disk = folder.upper(&start.upper, uid.id())?;
+    let (netns, tap) = Netns::create()?;
+    tap::give(tap, uid.id()).map_err(host("the tap"))?;
+    let program = &launcher.engine.program;
+    let mut jail = Jail::create(&folder.0, program, &id).map_err(host("the jail"))?;
+    for (source, target) in &start.files {
+        jail.admit(source, target).map_err(host("a file for the jail"))?;
+    }
+    jail.admit(&disk, path::UPPER).map_err(host("the writable layer in the jail"))?;
+    let listener: Option<UnixListener> = match start.pager {
+        Some(_) => Some(jail.listen(path::PAGER, uid.id()).map_err(host("the pager's socket"))?),
+        None => None,
+    };
+    let (api, root) = (Api::new(jail.root_fd.clone()), jail.root.clone());
+    let network = netns.descriptor().map_err(host("the network namespace"))?;
+    let limits = launcher.cgroups.as_ref().map(|parent| parent.child(&id, start.size));
+    let (cgroup, limits) = limits.map_or((None, Vec::new()), |(cgroup, args)| (Some(cgroup), args));
+    let (args, mounts) = jail.arguments(program, uid.id(), limits);
+    let program = Program {
+        path: start.jailer,
+        args,
+        env: Vec::new(),
+        stdin: None,
+        log: log_file(&folder.0.join("vmm.log"))?,
+        // The guest's console, and Firecracker's own log, which a guest can make long: kept for a build only.
+        output: Some(match start.pager {
+            Some(_) => OpenOptions::new().write(true).open("/dev/null").map_err(host("/dev/null"))?,
+            None => File::create_new(folder.0.join("console.log")).map_err(host("the console's log"))?,
+        }),
+        fds: Vec::new(),
+        surroundings: Some(Surroundings { network, mounts }),
+        jail: None,
+    };
+    if let Some(cgroup) = cgroup {
+        uid.hold(cgroup);
+    }
+    let process = Arc::new(Process::spawn(program).map_err(host("starting the jailer"))?);
+    let mut started = Started { folder, processes: vec![process.clone()], netns, uid, image: None };
+    if let (Some((image, layer)), Some(listener)) = (start.pager, listener) {
+        let pages = Pages { image, layer, over: None };
+        let spawned = launcher.spawn_pager(&started.folder.0, &pages, listener.into(), Some(&process));
+        let image = pages.image;
+        match spawned {
+            Ok(pager) => started.processes.push(pager),
+            Err(error) => {
+                let Started { folder, processes, uid, .. } = started;
+                let (folder, uid) = (folder.keep(), Some(uid));
+                launcher.reaper.bury(Remains { processes, folder, uid, image: Some(image) });
+                return Err(error);
+            }
+        }
+        started.image = Some(image);
+    }
+    let spawned = launcher.record(started, start.snapshot)?;
+    Ok((spawned, api, root))
+}
