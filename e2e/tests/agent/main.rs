@@ -1,4 +1,5 @@
-//! The agent on real capsules: restores, images, isolation, deaths. Run with `--test-threads=1`.
+//! The agent on real capsules: restores, images, isolation, deaths. Run with `--test-threads=1`. Several threads each: a
+//! client that is not polled would keep the agent waiting for it, 30 s, at its stop.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -33,7 +34,7 @@ fn images(dir: &Path) -> Vec<std::path::PathBuf> {
         .collect()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restored_capsule_answers_and_leaves_nothing() {
     let dir = folder();
     let mut agent = TestAgent::start(dir.path(), &[]).await.unwrap();
@@ -51,7 +52,7 @@ async fn a_restored_capsule_answers_and_leaves_nothing() {
     assert_eq!(leftovers::of(dir.path()), Vec::<String>::new());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn the_pager_serves_faults_from_the_store_when_the_image_is_evicted() {
     let dir = folder();
     // Nothing is filled ahead: every page that is not in the image has to be asked for.
@@ -80,7 +81,7 @@ async fn the_pager_serves_faults_from_the_store_when_the_image_is_evicted() {
     assert_eq!(leftovers::of(dir.path()), Vec::<String>::new());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn no_capsule_user_can_write_the_image_and_no_write_reaches_it() {
     let dir = folder();
     let mut agent = TestAgent::start(dir.path(), &[("HEARTH_PARKED", "0")]).await.unwrap();
@@ -127,7 +128,7 @@ async fn no_capsule_user_can_write_the_image_and_no_write_reaches_it() {
     assert_eq!(leftovers::of(dir.path()), Vec::<String>::new());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_calls_are_refused_by_name() {
     let dir = folder();
     let mut agent =
