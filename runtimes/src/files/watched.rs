@@ -94,7 +94,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let sub = folder.path().join("sub");
         fs::create_dir(&sub).unwrap();
-        let changes: [(&str, fn(&Path)); 6] = [
+        type Change = fn(&Path);
+        let changes: [(&str, Change); 6] = [
             ("made", |sub| fs::write(sub.join("a"), "1").unwrap()),
             ("written", |sub| fs::write(sub.join("a"), "22").unwrap()),
             ("renamed", |sub| fs::rename(sub.join("a"), sub.join("b")).unwrap()),
