@@ -3,15 +3,16 @@
 
 use crate::{
     disk::sparse,
+    error::AgentError,
     memory::{
-        difference::{self, DifferenceError},
-        layer::{Layer, LayerError, Written},
+        difference::{self, DifferenceError, Pending},
+        layer::{Layer, LayerError},
         written::{Memory, WrittenError},
     },
     snapshot::{
-        generation::Generations,
+        generation::{Generation, Generations},
         manifest::{Manifest, Parent},
-        store::{Draft, StoreError, name},
+        store::{Draft, Durability, StoreError, name},
     },
     template::{Template, build::now_ms},
     vmm::{control::VmmError, launch::Vmm},
@@ -69,11 +70,11 @@ pub struct Figures {
     pub stood_still: Duration,
     /// Of that: the device state.
     pub device: Duration,
-    /// Of that: finding, reading, comparing and storing pages.
+    /// Of that: finding, reading and comparing pages.
     pub memory: Duration,
     /// Of that: the writable layer.
     pub disk: Duration,
-    /// Syncing and publishing.
+    /// Compressing, writing, syncing and publishing.
     pub publish: Duration,
     /// All of it.
     pub total: Duration,
@@ -107,10 +108,22 @@ impl Figures {
 /// A captured state that is not published yet. Dropping it removes the files.
 #[derive(Debug)]
 pub struct Captured {
-    /// Its files.
-    pub draft: Draft,
-    /// What will be said of them.
-    pub manifest: Manifest,
+    draft: Draft,
+    manifest: Manifest,
+    memory: Pending,
+}
+
+impl Captured {
+    /// Writes what is still in memory, and publishes. The capsule is not needed for this any more.
+    pub fn publish(
+        self,
+        generations: &Generations,
+        durability: Durability,
+    ) -> Result<Arc<Generation>, AgentError> {
+        let Self { draft, mut manifest, memory } = self;
+        memory.finish().map_err(CaptureError::from)?;
+        Ok(generations.publish(draft, &mut manifest, durability)?)
+    }
 }
 
 /// Whose state is captured, and under which key.
@@ -148,8 +161,8 @@ pub async fn capture(
     figures.memory = copied.memory;
     figures.disk = copied.disk;
     figures.own_pages = copied.own_pages;
-    figures.written_pages = copied.written.stored_pages + copied.written.zero_pages;
-    Ok(Captured { draft, manifest: manifest(base, order) })
+    figures.written_pages = copied.pending.pages;
+    Ok(Captured { draft, manifest: manifest(base, order), memory: copied.pending })
 }
 
 fn manifest(base: &Template, order: Order) -> Manifest {
@@ -192,7 +205,7 @@ struct Copied {
     memory: Duration,
     disk: Duration,
     own_pages: u64,
-    written: Written,
+    pending: Pending,
 }
 
 impl Copy {
@@ -206,10 +219,10 @@ impl Copy {
         let image = File::open(&self.image).map_err(file("the memory image"))?;
         let parent = difference::Parent::new(layer, image)?;
         let out = File::create_new(draft.path(name::MEMORY)).map_err(file("the memory layer"))?;
-        let written = difference::write(&parent, &own, |at, page| memory.read(at, page), &out)?;
+        let pending = difference::read(&parent, &own, |at, page| memory.read(at, page), out)?;
         let memory = start.elapsed();
         sparse::copy(&self.upper, &draft.path(name::UPPER)).map_err(file("the writable layer"))?;
         let own_pages = own.iter().map(|bits| u64::from(bits.count_ones())).sum();
-        Ok((draft, Copied { memory, disk: start.elapsed() - memory, own_pages, written }))
+        Ok((draft, Copied { memory, disk: start.elapsed() - memory, own_pages, pending }))
     }
 }

@@ -84,7 +84,7 @@ impl Runner {
         let (generations, records) = (self.parts.generations.clone(), self.parts.paused.clone());
         let record = PausedRecord::new(&self.handle.facts, key, &self.env);
         let published: Result<Arc<Generation>, AgentError> = blocking(move || {
-            let generation = publish_captured(&generations, captured, Durability::Synced)?;
+            let generation = captured.publish(&generations, Durability::Synced)?;
             if let Err(error) = records.write(&record) {
                 generations.delete(generation.key())?;
                 return Err(error.into());
@@ -133,7 +133,7 @@ impl Runner {
         // Not this task's any more: the capsule can be used while the disk is written.
         self.parts.shutdown.tasks().spawn(async move {
             let publish = Instant::now();
-            let published = blocking(move || publish_captured(&generations, captured, durability)).await;
+            let published = blocking(move || captured.publish(&generations, durability)).await;
             answer(
                 reply,
                 published.map(|generation| {
@@ -344,15 +344,6 @@ impl Runner {
         })
         .await
     }
-}
-
-fn publish_captured(
-    generations: &Generations,
-    captured: Captured,
-    durability: Durability,
-) -> Result<Arc<Generation>, AgentError> {
-    let Captured { draft, mut manifest } = captured;
-    Ok(generations.publish(draft, &mut manifest, durability)?)
 }
 
 /// Answers; the caller may have gone.

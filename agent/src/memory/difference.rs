@@ -10,6 +10,9 @@ use super::{
 };
 use std::{fs::File, io, os::unix::fs::FileExt};
 
+/// Pages that are kept in memory; when there are more, they are written while the vCPUs stand still.
+const KEPT_BYTES: usize = 256 << 20;
+
 /// Why a difference cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum DifferenceError {
@@ -63,24 +66,40 @@ impl Parent {
     }
 }
 
-/// Writes the layer of the pages in `own` (a bit each, a value per chunk) that differ from the parent's. `memory` reads
-/// the capsule's memory at an offset; it is asked for pages in `own` only. Syncing `out` is the caller's.
-pub fn write(
+/// A difference whose pages are read; most of them are not compressed and written yet, which can wait until the vCPUs
+/// run again.
+#[derive(Debug)]
+pub struct Pending {
+    writer: Writer,
+    chunks: Vec<Chunk>,
+    bytes: usize,
+    /// Pages that differ.
+    pub pages: u64,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    stored: u16,
+    zero: u16,
+    pages: Vec<u8>,
+}
+
+/// Reads the pages in `own` (a bit each, a value per chunk) and keeps those that differ from the parent's. `memory`
+/// reads the capsule's memory at an offset; it is asked for pages in `own` only.
+pub fn read(
     parent: &Parent,
     own: &[u16],
     memory: impl Fn(u64, &mut [u8]) -> io::Result<()>,
-    out: &File,
-) -> Result<Written, DifferenceError> {
+    out: File,
+) -> Result<Pending, DifferenceError> {
     if own.len() != parent.layer.chunks() {
         return Err(LayerError::Format("memory and parent differ in size".to_owned()).into());
     }
-    let mut writer = Writer::new(out, parent.layer.ram_bytes())?;
+    let writer = Writer::new(out, parent.layer.ram_bytes())?;
+    let mut pending = Pending { writer, chunks: Vec::new(), bytes: 0, pages: 0 };
     let mut buffers = Buffers::new().map_err(LayerError::Io)?;
     let mut mine = vec![0; CHUNK];
-    let mut pages = Vec::with_capacity(CHUNK);
     for (chunk, own) in own.iter().copied().enumerate() {
-        pages.clear();
-        let (mut stored, mut zero) = (0u16, 0u16);
         if own != 0 {
             parent.read(chunk, own, &mut buffers)?;
         }
@@ -88,21 +107,50 @@ pub fn write(
             let bytes = &mut mine[bit * PAGE..][..pages * PAGE];
             memory((chunk * CHUNK + bit * PAGE) as u64, bytes).map_err(DifferenceError::Memory)?;
         }
-        for bit in (0..CHUNK_PAGES).filter(|bit| own >> bit & 1 == 1) {
-            let page = &mine[bit * PAGE..][..PAGE];
-            if *page == buffers.chunk[bit * PAGE..][..PAGE] {
-                continue;
-            }
-            if is_zero(page) {
-                zero |= 1 << bit;
-            } else {
-                stored |= 1 << bit;
-                pages.extend_from_slice(page);
-            }
-        }
-        writer.add(stored, zero, &pages)?;
+        pending.add(differing(own, &mine, &buffers.chunk))?;
     }
-    Ok(writer.finish()?)
+    Ok(pending)
+}
+
+/// (pure) What of a chunk's own pages differs from the parent's.
+fn differing(own: u16, mine: &[u8], parents: &[u8]) -> Chunk {
+    let mut chunk = Chunk { stored: 0, zero: 0, pages: Vec::new() };
+    for bit in (0..CHUNK_PAGES).filter(|bit| own >> bit & 1 == 1) {
+        let page = &mine[bit * PAGE..][..PAGE];
+        if *page == parents[bit * PAGE..][..PAGE] {
+            continue;
+        }
+        if is_zero(page) {
+            chunk.zero |= 1 << bit;
+        } else {
+            chunk.stored |= 1 << bit;
+            chunk.pages.extend_from_slice(page);
+        }
+    }
+    chunk
+}
+
+impl Pending {
+    fn add(&mut self, chunk: Chunk) -> Result<(), LayerError> {
+        self.pages += u64::from((chunk.stored | chunk.zero).count_ones());
+        self.bytes += chunk.pages.len();
+        self.chunks.push(chunk);
+        if KEPT_BYTES < self.bytes { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<(), LayerError> {
+        for Chunk { stored, zero, pages } in self.chunks.drain(..) {
+            self.writer.add(stored, zero, &pages)?;
+        }
+        self.bytes = 0;
+        Ok(())
+    }
+
+    /// Compresses and writes what is not written yet. Syncing the file is the caller's.
+    pub fn finish(mut self) -> Result<Written, DifferenceError> {
+        self.flush()?;
+        Ok(self.writer.finish()?)
+    }
 }
 
 #[cfg(test)]
@@ -132,11 +180,14 @@ mod tests {
 
     fn difference(parent: &Parent, own: &[u16], child: &[u8]) -> (Layer, Written) {
         let out = tempfile::tempfile().unwrap();
-        let read = |at: u64, page: &mut [u8]| {
+        let memory = |at: u64, page: &mut [u8]| {
             page.copy_from_slice(&child[at as usize..][..page.len()]);
             Ok(())
         };
-        let written = write(parent, own, read, &out).unwrap();
+        let pending = read(parent, own, memory, out.try_clone().unwrap()).unwrap();
+        let pages = pending.pages;
+        let written = pending.finish().unwrap();
+        assert_eq!(written.stored_pages + written.zero_pages, pages);
         (Layer::open(out).unwrap(), written)
     }
 

@@ -82,7 +82,7 @@ pub struct Written {
 /// Writes the layer of a whole memory: every page is stored or zero. `ram` is read in chunks; its length must be a
 /// multiple of the chunk size. The file is synced before this returns.
 pub fn write(ram: &File, ram_bytes: u64, out: &File) -> Result<Written, LayerError> {
-    let mut writer = Writer::new(out, ram_bytes)?;
+    let mut writer = Writer::new(out.try_clone()?, ram_bytes)?;
     let mut chunk = vec![0; CHUNK];
     let mut pages = Vec::with_capacity(CHUNK);
     for number in 0..writer.chunks {
@@ -125,9 +125,8 @@ pub(super) fn runs(bits: u16) -> impl Iterator<Item = (usize, usize)> {
 }
 
 /// Writes a layer chunk by chunk, from the first to the last.
-pub(super) struct Writer<'a> {
-    out: &'a File,
-    frames: io::BufWriter<&'a File>,
+pub(super) struct Writer {
+    frames: io::BufWriter<File>,
     compressor: zstd::bulk::Compressor<'static>,
     ram_bytes: u64,
     chunks: u64,
@@ -136,9 +135,15 @@ pub(super) struct Writer<'a> {
     written: Written,
 }
 
-impl<'a> Writer<'a> {
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("written", &self.written).finish_non_exhaustive()
+    }
+}
+
+impl Writer {
     /// Begins the layer of `ram_bytes` of memory in an empty file.
-    pub(super) fn new(out: &'a File, ram_bytes: u64) -> Result<Self, LayerError> {
+    pub(super) fn new(out: File, ram_bytes: u64) -> Result<Self, LayerError> {
         if ram_bytes == 0 || !ram_bytes.is_multiple_of(CHUNK as u64) || RAM_BYTES_MAX < ram_bytes {
             return Err(LayerError::Format(format!("{ram_bytes} bytes of memory cannot be stored")));
         }
@@ -146,7 +151,6 @@ impl<'a> Writer<'a> {
         let mut frames = io::BufWriter::with_capacity(1 << 20, out);
         frames.write_all(&[0; HEADER_BYTES])?;
         Ok(Self {
-            out,
             frames,
             compressor: zstd::bulk::Compressor::new(LEVEL)?,
             ram_bytes,
@@ -181,7 +185,8 @@ impl<'a> Writer<'a> {
         }
         self.frames.write_all(&self.index)?;
         self.frames.flush()?;
-        self.out.write_all_at(&header(self.ram_bytes, self.chunks, self.offset, xxh3_64(&self.index)), 0)?;
+        let header = header(self.ram_bytes, self.chunks, self.offset, xxh3_64(&self.index));
+        self.frames.get_ref().write_all_at(&header, 0)?;
         self.written.bytes = self.offset + self.index.len() as u64;
         Ok(self.written)
     }

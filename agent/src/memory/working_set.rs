@@ -84,8 +84,7 @@ pub fn touched(image: &Image) -> Result<Chunks, WorkingSetError> {
 /// not synced: one that a crash damaged fails its checksums and is not used.
 pub fn write(layer: &Layer, chunks: &Chunks, path: &Path) -> Result<(), WorkingSetError> {
     let draft = path.with_extension("new");
-    let out = File::create(&draft)?;
-    let mut writer = Writer::new(&out, layer.ram_bytes())?;
+    let mut writer = Writer::new(File::create(&draft)?, layer.ram_bytes())?;
     let mut buffers = Buffers::new()?;
     let mut pages = Vec::with_capacity(CHUNK);
     for chunk in 0..layer.chunks() {
