@@ -135,7 +135,7 @@ impl Agent {
             (config.uid_base, slots),
         )?);
         let shutdown = Shutdown::new();
-        let parking = Parking::start(launcher.clone(), images.clone(), config.parked, shutdown.token());
+        let parking = Parking::start(launcher.clone(), images.clone(), config.parked, &shutdown);
         let registry = Arc::new(Registry::new(config.max_capsules));
         let templates = Arc::new(Templates::new(store, images.clone(), launcher, parking, config));
         let generations = Arc::new(Generations::open(&layout.snapshots(), templates.clone())?);

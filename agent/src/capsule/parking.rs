@@ -8,6 +8,7 @@ use crate::{
     template::Template,
     vmm::launch::{LaunchError, Launcher, Vmm},
 };
+use hearth_service::shutdown::Shutdown;
 use std::{
     collections::HashMap,
     sync::{
@@ -60,12 +61,7 @@ impl Drop for Restoring {
 
 impl Parking {
     /// Starts the task that keeps `target` VMMs parked for each template that was used.
-    pub fn start(
-        launcher: Arc<Launcher>,
-        images: Arc<Images>,
-        target: usize,
-        stop: CancellationToken,
-    ) -> Self {
+    pub fn start(launcher: Arc<Launcher>, images: Arc<Images>, target: usize, shutdown: &Shutdown) -> Self {
         let shared = Arc::new(Shared {
             launcher,
             images,
@@ -74,7 +70,8 @@ impl Parking {
             restoring: AtomicUsize::new(0),
             changed: Notify::new(),
         });
-        tokio::spawn(refill(shared.clone(), stop));
+        // Waited for at shutdown: a VMM that it is just spawning must not outlive the sweep.
+        shutdown.tasks().spawn(refill(shared.clone(), shutdown.token()));
         Self { shared }
     }
 
