@@ -137,7 +137,8 @@ impl Agent {
         let shutdown = Shutdown::new();
         let parking = Parking::start(launcher.clone(), images.clone(), config.parked, &shutdown);
         let registry = Arc::new(Registry::new(config.max_capsules));
-        let templates = Arc::new(Templates::new(store, images.clone(), launcher, parking, config));
+        let tasks = shutdown.tasks().clone();
+        let templates = Arc::new(Templates::new(store, images.clone(), launcher, parking, config, tasks));
         let generations = Arc::new(Generations::open(&layout.snapshots(), templates.clone())?);
         fs::set_permissions(layout.snapshots(), fs::Permissions::from_mode(0o700))
             .map_err(host("the snapshots' folder"))?;

@@ -24,6 +24,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 use working_set::WorkingSet;
 
 /// Why a template cannot be had.
@@ -80,6 +81,8 @@ pub struct Templates {
     pub(crate) launcher: Arc<Launcher>,
     pub(crate) parking: Parking,
     config: AgentConfig,
+    /// Work that a stopping agent waits for.
+    tasks: TaskTracker,
     ready: Mutex<HashMap<String, Arc<Template>>>,
     building: Mutex<HashMap<String, watch::Receiver<Progress>>>,
     /// Older snapshots of templates, for capsules that stand on them.
@@ -87,13 +90,14 @@ pub struct Templates {
 }
 
 impl Templates {
-    /// No template is loaded yet.
+    /// No template is loaded yet. `tasks` are waited for when the agent stops.
     pub fn new(
         store: Store,
         images: Arc<Images>,
         launcher: Arc<Launcher>,
         parking: Parking,
         config: AgentConfig,
+        tasks: TaskTracker,
     ) -> Self {
         Self {
             store,
@@ -101,6 +105,7 @@ impl Templates {
             launcher,
             parking,
             config,
+            tasks,
             ready: Mutex::default(),
             building: Mutex::default(),
             bases: Mutex::default(),

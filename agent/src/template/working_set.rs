@@ -57,7 +57,8 @@ impl Templates {
         if !self.config.prefetch || !path.exists() {
             return;
         }
-        spawn_blocking(move || match working_set::prefetch(&path, &image) {
+        // It holds the image open: a stopping agent must not unmount below it.
+        self.tasks.spawn_blocking(move || match working_set::prefetch(&path, &image) {
             Ok(done) => {
                 metrics::counter!("hearth_agent_prefetched_pages_total", "result" => "filled")
                     .increment(done.pages);
