@@ -8,6 +8,7 @@
 pub mod control;
 pub mod firecracker;
 pub mod folder;
+pub mod guard;
 pub mod jail;
 pub mod launch;
 pub mod machine;

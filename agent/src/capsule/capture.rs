@@ -15,7 +15,7 @@ use crate::{
         store::{Draft, Durability, StoreError, name},
     },
     template::{Template, build::now_ms},
-    vmm::{control::VmmError, launch::Vmm},
+    vmm::{control::VmmError, guard::Vmm},
 };
 use hearth_proto::{id::CapsuleId, wire::agent as wire};
 use std::{

@@ -6,7 +6,10 @@ use crate::{
     error::AgentError,
     memory::image::Images,
     template::Template,
-    vmm::launch::{LaunchError, Launcher, Vmm},
+    vmm::{
+        guard::Vmm,
+        launch::{LaunchError, Launcher},
+    },
 };
 use hearth_service::shutdown::Shutdown;
 use std::{

@@ -13,7 +13,7 @@ use crate::{
     guest::{Guest, Identity},
     template::{Template, Templates, build::now_ms},
     usage,
-    vmm::launch::Vmm,
+    vmm::guard::Vmm,
 };
 use hearth_proto::id::CapsuleId;
 use std::{

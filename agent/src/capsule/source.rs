@@ -7,7 +7,10 @@ use crate::{
         store::{Snapshot, name},
     },
     template::{Template, Templates},
-    vmm::launch::{Difference, LaunchError, Vmm},
+    vmm::{
+        guard::Vmm,
+        launch::{Difference, LaunchError},
+    },
 };
 use std::{path::PathBuf, sync::Arc};
 

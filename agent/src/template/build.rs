@@ -15,10 +15,7 @@ use crate::{
         manifest::{self, Manifest, Platform},
         store::{Draft, Durability, StoreError, name},
     },
-    vmm::{
-        control::VmmError,
-        launch::{LaunchError, Vmm},
-    },
+    vmm::{control::VmmError, guard::Vmm, launch::LaunchError},
 };
 use std::{
     collections::HashMap,

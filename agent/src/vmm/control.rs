@@ -2,7 +2,7 @@
 
 use super::{
     firecracker::{Firecracker, FirecrackerError, api::ApiError},
-    launch::Vmm,
+    guard::Vmm,
     qemu,
     qmp::{Qmp, QmpError},
 };

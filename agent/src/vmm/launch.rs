@@ -4,6 +4,7 @@ use super::{
     control::{Control, VmmError},
     firecracker::{self, cgroup::Parent},
     folder::{Folder, end_of, log_end, log_file},
+    guard::Vmm,
     jail::{Bind, Jail},
     machine::{BootFiles, Size},
     process::{Process, Program},
@@ -18,13 +19,11 @@ use crate::{
     memory::{
         image::{BuildRam, Image},
         pager,
-        stats::Stats,
     },
     network::netns::{Netns, NetworkError},
     reaper::{Reaper, Remains},
     snapshot::store::{Snapshot, name},
 };
-use hearth_proto::id::CapsuleId;
 use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
@@ -109,24 +108,6 @@ pub struct Difference {
     pub layer: PathBuf,
     /// Its writable layer.
     pub upper: PathBuf,
-}
-
-/// A VMM and all it is bound to. Dropping it kills it; the reaper does the rest.
-#[derive(Debug)]
-pub struct Vmm {
-    /// Control connection.
-    pub(super) control: Control,
-    /// Its namespace, where its guest is dialled.
-    pub netns: Arc<Netns>,
-    /// The VMM's process.
-    pub process: Arc<Process>,
-    /// Its pager's process; none while a template is built.
-    pub pager: Option<Arc<Process>>,
-    folder: PathBuf,
-    uid: Option<UidLease>,
-    image: Option<Arc<Image>>,
-    record: Record,
-    reaper: Reaper,
 }
 
 impl Launcher {
@@ -471,68 +452,6 @@ impl Drop for Undo<'_> {
         if let Some(remains) = self.remains.take() {
             self.reaper.bury(remains);
         }
-    }
-}
-
-impl Vmm {
-    /// Notes on disk which capsule the VMM runs.
-    pub fn assign(&mut self, capsule: CapsuleId) -> io::Result<()> {
-        self.record.capsule = Some(capsule);
-        ledger::write(&self.folder, &self.record)
-    }
-
-    /// What its pager did so far.
-    pub fn pager_stats(&self) -> io::Result<Stats> {
-        Stats::read(&self.folder.join("pager.stats"))
-    }
-
-    /// The memory image that it maps; none while a template is built.
-    pub fn image(&self) -> Option<&Arc<Image>> {
-        self.image.as_ref()
-    }
-
-    /// Path of its writable layer.
-    pub fn upper(&self) -> PathBuf {
-        self.folder.join("upper.img")
-    }
-
-    /// The end of what the pager wrote to its log.
-    pub fn pager_log(&self) -> String {
-        end_of(&self.folder.join("pager.log"))
-    }
-
-    /// The end of what the VMM wrote to its log.
-    pub fn log(&self) -> String {
-        log_end(&self.folder)
-    }
-
-    /// The end of a build's console; empty for a restored VMM, whose console is asked over QMP.
-    pub fn console_log(&self) -> String {
-        end_of(&self.folder.join("console.log"))
-    }
-
-    /// Whether VMM and pager are alive, without waiting.
-    pub fn is_alive(&self) -> bool {
-        use futures::FutureExt;
-        let ended = |process: &Process| process.exited().now_or_never().is_some();
-        !ended(&self.process) && !self.pager.as_deref().is_some_and(ended)
-    }
-}
-
-impl Drop for Vmm {
-    fn drop(&mut self) {
-        let mut processes = vec![self.process.clone()];
-        processes.extend(self.pager.clone());
-        // At once, so that a guest does not run on while the reaper is busy; the reaper kills again and reports.
-        for process in &processes {
-            let _ = process.kill();
-        }
-        self.reaper.bury(Remains {
-            processes,
-            folder: std::mem::take(&mut self.folder),
-            uid: self.uid.take(),
-            image: self.image.take(),
-        });
     }
 }
 

@@ -9,12 +9,12 @@ use std::{collections::HashMap, fs, path::Path, time::Duration};
 pub const SET_UP: &str = r#"
 import os, hashlib, subprocess, random
 numbers = [0]
-os.makedirs('/tmp/work', exist_ok=True)
-os.chdir('/tmp/work')
+os.makedirs('/tmp/job', exist_ok=True)
+os.chdir('/tmp/job')
 open('log.txt', 'w').write('begin\n')
 block = bytearray(os.urandom(1 << 20) * 24)
 before = hashlib.sha256(block).hexdigest()
-script = 'import time\nn = 0\nwhile True:\n    n += 1\n    open("/tmp/work/ticks", "w").write(str(n))\n    time.sleep(0.05)'
+script = 'import time\nn = 0\nwhile True:\n    n += 1\n    open("/tmp/job/ticks", "w").write(str(n))\n    time.sleep(0.05)'
 ticker = subprocess.Popen(['python3', '-c', script])
 print(ticker.pid)
 "#;
@@ -23,7 +23,7 @@ print(ticker.pid)
 pub const CHECK_AND_CHANGE: &str = r#"
 import time
 assert hashlib.sha256(block).hexdigest() == before, 'memory changed'
-assert os.getcwd() == '/tmp/work'
+assert os.getcwd() == '/tmp/job'
 assert ticker.poll() is None, 'the background process is gone'
 assert open('log.txt').read().count('\n') == len(numbers)
 def ticks():

@@ -100,7 +100,7 @@ async fn a_rollback_gives_the_state_of_the_snapshot_back() {
     let (name, _) = agent.snapshot(id).await.unwrap();
     for paused in [false, true] {
         assert_eq!(agent.python(id, CHECK_AND_CHANGE).await.unwrap(), format!("2 {id}"));
-        agent.shell(id, "rm -rf /tmp/work; echo spoiled > /etc/motd").await.unwrap();
+        agent.shell(id, "rm -rf /tmp/job; echo spoiled > /etc/motd").await.unwrap();
         if paused {
             agent.pause(id).await.unwrap();
         }

@@ -15,7 +15,8 @@ use crate::{
     vmm::{
         control::{Control, VmmError},
         folder::log_file,
-        launch::{LaunchError, Launcher, Pages, Spawned, Started, Vmm, host},
+        guard::Vmm,
+        launch::{LaunchError, Launcher, Pages, Spawned, Started, host},
         machine::{BootFiles, Size},
         process::{Process, Program, Surroundings},
         uid::UidLease,

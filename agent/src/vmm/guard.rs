@@ -1,0 +1,96 @@
+//! A started VMM as one guard: its processes, its namespace, its folder, its user id, its hold on the memory image.
+
+use super::{
+    control::Control,
+    folder::{end_of, log_end},
+    process::Process,
+    uid::UidLease,
+};
+use crate::{
+    capsule::ledger::{self, Record},
+    memory::{image::Image, stats::Stats},
+    network::netns::Netns,
+    reaper::{Reaper, Remains},
+};
+use hearth_proto::id::CapsuleId;
+use std::{io, path::PathBuf, sync::Arc};
+
+/// A VMM and all it is bound to. Dropping it kills it; the reaper does the rest.
+#[derive(Debug)]
+pub struct Vmm {
+    /// Control connection.
+    pub(super) control: Control,
+    /// Its namespace, where its guest is dialled.
+    pub netns: Arc<Netns>,
+    /// The VMM's process.
+    pub process: Arc<Process>,
+    /// Its pager's process; none while a template is built.
+    pub pager: Option<Arc<Process>>,
+    pub(super) folder: PathBuf,
+    pub(super) uid: Option<UidLease>,
+    pub(super) image: Option<Arc<Image>>,
+    pub(super) record: Record,
+    pub(super) reaper: Reaper,
+}
+
+impl Vmm {
+    /// Notes on disk which capsule the VMM runs.
+    pub fn assign(&mut self, capsule: CapsuleId) -> io::Result<()> {
+        self.record.capsule = Some(capsule);
+        ledger::write(&self.folder, &self.record)
+    }
+
+    /// What its pager did so far.
+    pub fn pager_stats(&self) -> io::Result<Stats> {
+        Stats::read(&self.folder.join("pager.stats"))
+    }
+
+    /// The memory image that it maps; none while a template is built.
+    pub fn image(&self) -> Option<&Arc<Image>> {
+        self.image.as_ref()
+    }
+
+    /// Path of its writable layer.
+    pub fn upper(&self) -> PathBuf {
+        self.folder.join("upper.img")
+    }
+
+    /// The end of what the pager wrote to its log.
+    pub fn pager_log(&self) -> String {
+        end_of(&self.folder.join("pager.log"))
+    }
+
+    /// The end of what the VMM wrote to its log.
+    pub fn log(&self) -> String {
+        log_end(&self.folder)
+    }
+
+    /// The end of a build's console; empty for a restored VMM, whose console is asked over QMP.
+    pub fn console_log(&self) -> String {
+        end_of(&self.folder.join("console.log"))
+    }
+
+    /// Whether VMM and pager are alive, without waiting.
+    pub fn is_alive(&self) -> bool {
+        use futures::FutureExt;
+        let ended = |process: &Process| process.exited().now_or_never().is_some();
+        !ended(&self.process) && !self.pager.as_deref().is_some_and(ended)
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        let mut processes = vec![self.process.clone()];
+        processes.extend(self.pager.clone());
+        // At once, so that a guest does not run on while the reaper is busy; the reaper kills again and reports.
+        for process in &processes {
+            let _ = process.kill();
+        }
+        self.reaper.bury(Remains {
+            processes,
+            folder: std::mem::take(&mut self.folder),
+            uid: self.uid.take(),
+            image: self.image.take(),
+        });
+    }
+}
