@@ -394,7 +394,8 @@ class Shell(InteractiveShell):
         # One simple statement needs no tree; what is none after all fails to compile here.
         if _simple(cell):
             try:
-                code = compile(text, name, "single", compiler.flags, True)
+                # IPython's compiler, which remembers what a cell imports from `__future__`.
+                code = compiler(text, name, "single")
             except Exception:
                 code = None
         if code is None:

@@ -155,3 +155,11 @@ async fn wrong_requests_are_refused_at_once() {
     assert_eq!(refused(RunRequest { context_id: "none".into(), ..request("1") }), "unknown context `none`");
     assert!(refused(RunRequest { timeout_ms: 0, ..request("1") }).starts_with("timeout_ms: "));
 }
+
+#[tokio::test]
+async fn what_a_cell_imports_from_the_future_holds_for_later_cells() {
+    let Some(bed) = Bed::new() else { return };
+    bed.code("from __future__ import annotations").await.ok();
+    let code = "def f(x: nowhere): pass\nf.__annotations__";
+    assert_eq!(bed.code(code).await.ok().value(), "{'x': 'nowhere'}");
+}
