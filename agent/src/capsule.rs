@@ -20,6 +20,8 @@ pub mod parking;
 pub mod pause;
 pub mod paused;
 pub mod registry;
+pub mod restore;
 pub mod runner;
+pub mod settings;
 pub mod source;
 pub mod state;

@@ -73,7 +73,7 @@ fn begin(
 ) -> Result<(), AgentError> {
     for id in ids.iter().copied() {
         let from = Source::Generation(shot.generation.clone());
-        let wish = Wish { id, park: false, env: shot.env.clone() };
+        let wish = Wish { id, park: false, settings: shot.settings.clone() };
         let template = source.facts.template.clone();
         match parts.registry.insert(id, || runner::start(parts, from, template, wish)) {
             Ok(handle) => {

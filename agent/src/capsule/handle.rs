@@ -2,6 +2,7 @@
 
 use super::{
     capture::Figures,
+    settings::Settings,
     state::{Decision, Denied, Request, State},
 };
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     snapshot::{generation::Generation, store::Durability},
 };
 use hearth_proto::{id::CapsuleId, wire::agent as wire};
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Where an answer goes.
@@ -55,8 +56,8 @@ pub struct Shot {
     pub generation: Arc<Generation>,
     /// How it was made; none for a paused capsule, which was copied before.
     pub figures: Option<Figures>,
-    /// The capsule's environment, for copies that run.
-    pub env: HashMap<String, String>,
+    /// The capsule's settings, for copies that run.
+    pub settings: Settings,
 }
 
 impl std::fmt::Debug for Shot {

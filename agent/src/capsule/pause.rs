@@ -13,7 +13,8 @@ use super::{
     capture::{self, CaptureError, Captured, Figures, Order, blocking},
     handle::{Capture, Message, Reply, Shot},
     paused::PausedRecord,
-    runner::{End, Life, Runner, Turn, Wish, restore, step},
+    restore::restore,
+    runner::{End, Life, Runner, Turn, Wish, step},
     source::Source,
     state::{Decision, Denied, Happening, Request, State},
 };
@@ -82,7 +83,7 @@ impl Runner {
         let captured = self.shoot(life, key, &mut figures).await?;
         let publish = Instant::now();
         let (generations, records) = (self.parts.generations.clone(), self.parts.paused.clone());
-        let record = PausedRecord::new(&self.handle.facts, key, &self.env);
+        let record = PausedRecord::new(&self.handle.facts, key, &self.settings);
         let published: Result<Arc<Generation>, AgentError> = blocking(move || {
             let generation = captured.publish(&generations, Durability::Synced)?;
             if let Err(error) = records.write(&record) {
@@ -129,7 +130,7 @@ impl Runner {
         figures.stood_still = start.elapsed() - figures.prepare;
         step_took("stood_still", figures.stood_still);
         self.happened(Happening::Runs);
-        let (generations, env) = (self.parts.generations.clone(), self.env.clone());
+        let (generations, settings) = (self.parts.generations.clone(), self.settings.clone());
         // Not this task's any more: the capsule can be used while the disk is written.
         self.parts.shutdown.tasks().spawn(async move {
             let publish = Instant::now();
@@ -142,7 +143,7 @@ impl Runner {
                     figures.total = start.elapsed();
                     step_took("publish", figures.publish);
                     tracing::info!(?figures, "capsule captured");
-                    Shot { generation, figures: Some(figures), env }
+                    Shot { generation, figures: Some(figures), settings }
                 }),
             );
         });
@@ -186,7 +187,8 @@ impl Runner {
     /// vCPUs run and the guest serves again, as the same capsule.
     async fn go_on(&mut self, life: &Life) -> Result<(), String> {
         life.vmm.resume().await.map_err(|error| error.to_string())?;
-        let identity = Identity { hostname: self.handle.facts.id.to_string(), env: self.env.clone() };
+        let identity =
+            Identity { hostname: self.handle.facts.id.to_string(), env: self.settings.env.clone() };
         match life.guest.activate(identity).await {
             Ok(_) => Ok(()),
             Err(_) if !life.vmm.is_alive() => Err(format!("the VMM or its pager ended {}", life.vmm.log())),
@@ -300,7 +302,7 @@ impl Runner {
 
     /// A restore of this capsule under its own id.
     async fn restore_own(&mut self, source: Source) -> Result<Life, AgentError> {
-        let wish = Wish { id: self.handle.facts.id, park: false, env: self.env.clone() };
+        let wish = Wish { id: self.handle.facts.id, park: false, settings: self.settings.clone() };
         match timeout(RESTORE_DEADLINE, restore(&self.parts.templates, &source, wish)).await {
             Ok(restored) => restored,
             Err(_) => Err(AgentError::Ended("the restore took too long and was given up".to_owned())),
@@ -325,7 +327,10 @@ impl Runner {
             Durability::Transient => Ok(generation),
             Durability::Synced => blocking(move || Ok(generations.name(&generation, &key)?)).await,
         };
-        answer(reply, shot.map(|generation| Shot { generation, figures: None, env: self.env.clone() }))
+        answer(
+            reply,
+            shot.map(|generation| Shot { generation, figures: None, settings: self.settings.clone() }),
+        )
     }
 
     async fn generation(&self, key: &str) -> Result<Arc<Generation>, AgentError> {

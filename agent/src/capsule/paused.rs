@@ -4,10 +4,10 @@
 //! holds the capsule's environment, which may hold secrets; so does the capsule's memory beside it. Both are readable
 //! by root only and go together.
 
+use super::settings::Settings;
 use hearth_proto::id::CapsuleId;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::HashMap,
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
@@ -36,8 +36,9 @@ pub struct PausedRecord {
     pub created_at_ms: i64,
     /// Key of the generation that it is resumed from.
     pub generation: String,
-    /// Environment of what runs in it.
-    pub env: HashMap<String, String>,
+    /// What it was asked to be.
+    #[serde(flatten)]
+    pub settings: Settings,
 }
 
 impl std::fmt::Debug for PausedRecord {
@@ -66,7 +67,7 @@ pub struct PausedRecords {
 
 impl PausedRecord {
     /// The record of a capsule.
-    pub fn new(facts: &super::handle::Facts, generation: &str, env: &HashMap<String, String>) -> Self {
+    pub fn new(facts: &super::handle::Facts, generation: &str, settings: &Settings) -> Self {
         Self {
             version: VERSION,
             id: facts.id,
@@ -75,7 +76,7 @@ impl PausedRecord {
             memory_mb: facts.memory_mb,
             created_at_ms: facts.created_at_ms,
             generation: generation.to_owned(),
-            env: env.clone(),
+            settings: settings.clone(),
         }
     }
 }
@@ -167,7 +168,7 @@ fn fail(path: &Path) -> impl Fn(io::Error) -> PausedError + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+    use std::{collections::HashMap, os::unix::fs::PermissionsExt};
 
     fn record() -> PausedRecord {
         PausedRecord {
@@ -178,7 +179,7 @@ mod tests {
             memory_mb: 1024,
             created_at_ms: 5,
             generation: "gen-1".to_owned(),
-            env: HashMap::from([("KEY".to_owned(), "secret".to_owned())]),
+            settings: Settings { env: HashMap::from([("KEY".to_owned(), "secret".to_owned())]) },
         }
     }
 

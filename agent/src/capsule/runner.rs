@@ -4,20 +4,21 @@ use super::{
     handle::{Facts, Handle, Measured, Message},
     pause::Rest,
     paused::PausedRecord,
+    restore::restore,
+    settings::Settings,
     source::Source,
     state::{Decision, Denied, Happening, Request, State},
 };
 use crate::{
     agent::Parts,
     error::AgentError,
-    guest::{Guest, Identity},
-    template::{Template, Templates, build::now_ms},
+    guest::Guest,
+    template::{Template, build::now_ms},
     usage,
     vmm::guard::Vmm,
 };
 use hearth_proto::id::CapsuleId;
 use std::{
-    collections::HashMap,
     io,
     sync::Arc,
     time::{Duration, Instant},
@@ -40,8 +41,8 @@ pub struct Wish {
     pub id: CapsuleId,
     /// Stop the vCPUs when it is ready.
     pub park: bool,
-    /// Environment of what runs in it.
-    pub env: HashMap<String, String>,
+    /// What it is to be.
+    pub settings: Settings,
 }
 
 /// Starts the task of a new capsule. `template` is what it is said to come from.
@@ -54,7 +55,7 @@ pub fn start(parts: &Arc<Parts>, source: Source, template: String, wish: Wish) -
         memory_mb: size.memory_mb,
         created_at_ms: now_ms(),
     };
-    let (runner, handle) = Runner::new(parts, facts, State::Starting, wish.env.clone());
+    let (runner, handle) = Runner::new(parts, facts, State::Starting, wish.settings.clone());
     let span = tracing::info_span!("capsule", capsule.id = %wish.id);
     parts.shutdown.tasks().spawn(runner.run(source, wish).instrument(span));
     handle
@@ -70,7 +71,7 @@ pub fn rest(parts: &Arc<Parts>, record: PausedRecord) -> Handle {
         memory_mb: record.memory_mb,
         created_at_ms: record.created_at_ms,
     };
-    let (mut runner, handle) = Runner::new(parts, facts, State::Paused, record.env);
+    let (mut runner, handle) = Runner::new(parts, facts, State::Paused, record.settings);
     let rest = Rest { key: record.generation, figures: None };
     parts.shutdown.tasks().spawn(
         async move {
@@ -89,8 +90,7 @@ pub(super) struct Runner {
     pub(super) queue: mpsc::Receiver<Message>,
     pub(super) state: watch::Sender<State>,
     pub(super) guest: watch::Sender<Option<Guest>>,
-    /// Given to the guest again whenever it is activated: a capture clears it there.
-    pub(super) env: HashMap<String, String>,
+    pub(super) settings: Settings,
 }
 
 /// A capsule that has a VMM.
@@ -117,12 +117,12 @@ pub(super) enum End {
 }
 
 impl Runner {
-    fn new(parts: &Arc<Parts>, facts: Facts, state: State, env: HashMap<String, String>) -> (Self, Handle) {
+    fn new(parts: &Arc<Parts>, facts: Facts, state: State, settings: Settings) -> (Self, Handle) {
         let (messages, queue) = mpsc::channel(QUEUE);
         let (state, state_watch) = watch::channel(state);
         let (guest, guest_watch) = watch::channel(None);
         let handle = Handle { facts: Arc::new(facts), messages, state: state_watch, guest: guest_watch };
-        (Self { parts: parts.clone(), handle: handle.clone(), queue, state, guest, env }, handle)
+        (Self { parts: parts.clone(), handle: handle.clone(), queue, state, guest, settings }, handle)
     }
 
     async fn run(mut self, source: Source, wish: Wish) {
@@ -382,58 +382,4 @@ fn measure(vmm: &Vmm) -> Measured {
 /// Records how long a step took.
 pub fn step(name: &'static str, start: Instant) {
     metrics::histogram!("hearth_agent_step_seconds", "step" => name).record(start.elapsed().as_secs_f64());
-}
-
-/// From a snapshot to a capsule that answers: VMM, device state, vCPUs, handshake.
-/// Dropping the future half way gives everything back (the VMM is a guard).
-pub(crate) async fn restore(
-    templates: &Arc<Templates>,
-    source: &Source,
-    wish: Wish,
-) -> Result<Life, AgentError> {
-    let _first = templates.parking.restoring();
-    let start = Instant::now();
-    let mut vmm = source.vmm(templates).await?;
-    vmm.assign(wish.id).map_err(|error| AgentError::NoCapacity(format!("the VMM's record: {error}")))?;
-    step("vmm", start);
-    if let Some(image) = vmm.image().filter(|image| image.is_fresh()) {
-        templates.prefetch(source.base(), image.clone());
-    }
-    let restored = bring_up(&vmm, source, wish, start).await;
-    match restored {
-        Ok(guest) => Ok(Life { vmm, guest, base: source.base().clone() }),
-        // A restore that failed because a process died is told by that death, not by its symptom.
-        Err(error) if vmm.is_alive() => Err(error),
-        Err(error) => {
-            let log = [vmm.log(), vmm.pager_log()].join(" ");
-            Err(AgentError::Ended(format!("{error}; the VMM or its pager ended: {}", log.trim())))
-        }
-    }
-}
-
-async fn bring_up(vmm: &Vmm, source: &Source, wish: Wish, start: Instant) -> Result<Guest, AgentError> {
-    let load = Instant::now();
-    vmm.load(&source.device()).await?;
-    step("load", load);
-    let resume = Instant::now();
-    vmm.resume().await?;
-    step("resume", resume);
-    let handshake = Instant::now();
-    let guest = Guest::new(vmm.netns.clone());
-    let identity = Identity { hostname: wish.id.to_string(), env: wish.env };
-    let reply = guest.activate(identity).await?;
-    step("handshake", handshake);
-    tracing::debug!(steps = ?reply.step_us, "guest activated");
-    if wish.park {
-        let rehearse = Instant::now();
-        for language in &source.base().snapshot.manifest.languages {
-            guest.rehearse(language).await?;
-        }
-        step("rehearse", rehearse);
-        let park = Instant::now();
-        vmm.pause().await?;
-        step("park", park);
-    }
-    step(if wish.park { "restore_parked" } else { "restore" }, start);
-    Ok(guest)
 }

@@ -6,6 +6,7 @@ use crate::{
         handle::Handle,
         registry::Refused,
         runner::{self, Wish},
+        settings::Settings,
         source::Source,
     },
     error::AgentError,
@@ -51,7 +52,7 @@ impl AgentService {
             return Err(AgentError::Stopping);
         }
         let source = self.source(&request.template).await?;
-        let wish = Wish { id, park: request.park, env: request.env };
+        let wish = Wish { id, park: request.park, settings: Settings { env: request.env } };
         let template = request.template;
         let made = self.parts.registry.insert(id, || runner::start(&self.parts, source, template, wish));
         match made {

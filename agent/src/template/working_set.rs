@@ -2,10 +2,7 @@
 
 use super::{Progress, Template, Templates};
 use crate::{
-    capsule::{
-        runner::{self, Wish},
-        source::Source,
-    },
+    capsule::{restore::restore, runner::Wish, settings::Settings, source::Source},
     error::AgentError,
     memory::{
         image::Image,
@@ -15,7 +12,7 @@ use crate::{
     snapshot::store::{Snapshot, name},
 };
 use hearth_proto::id::CapsuleId;
-use std::{collections::HashMap, fs::File, path::PathBuf, sync::Arc};
+use std::{fs::File, path::PathBuf, sync::Arc};
 use tokio::{sync::watch, task::spawn_blocking};
 
 /// Restores that are watched. The second shows how well the first predicts.
@@ -113,8 +110,8 @@ async fn touched(templates: &Arc<Templates>, template: &Arc<Template>) -> Result
     let key = &template.snapshot.manifest.key;
     templates.images.evict(key);
     templates.parking.clear(key);
-    let wish = Wish { id: CapsuleId::new(), park: true, env: HashMap::new() };
-    let life = runner::restore(templates, &Source::Template(template.clone()), wish).await?;
+    let wish = Wish { id: CapsuleId::new(), park: true, settings: Settings::default() };
+    let life = restore(templates, &Source::Template(template.clone()), wish).await?;
     let Some(image) = life.vmm.image().cloned() else { return Ok(Chunks::new()) };
     drop(life);
     Ok(spawn_blocking(move || working_set::touched(&image)).await??)
