@@ -83,6 +83,7 @@ check: lint ## format, lints, unit tests: a few minutes, no root
 lint: setup
 	@$(call say,format)
 	@$(CARGO) fmt --all --check
+	@$(CARGO) fmt --manifest-path agent/fuzz/Cargo.toml --check
 	@$(call say,clippy)
 	@$(CARGO) clippy $(PROFILE) --workspace --all-targets -- -D warnings
 	@if command -v shellcheck >/dev/null; then shellcheck --external-sources $(SCRIPTS); \
@@ -108,6 +109,7 @@ test: build images ## set-up as needed, then all tests, with totals
 	tier workspace "" env $(RUNNER) $(CARGO) test $(PROFILE) --workspace --exclude hearth-e2e --no-fail-fast; \
 	tier e2e capsules env $(RUNNER) $(CARGO) test $(PROFILE) --package hearth-e2e --no-fail-fast -- --test-threads=1; \
 	tier kvm-lab kvm-lab make --no-print-directory kvm-lab; \
+	tier fuzz fuzz make --no-print-directory fuzz; \
 	awk '/test result: / { programs++; for (i = 2; i <= NF; i++) { \
 			if ($$i ~ /^passed/) passed += $$(i-1); if ($$i ~ /^failed/) broken += $$(i-1); \
 			if ($$i ~ /^ignored/) ignored += $$(i-1) } } \
@@ -116,7 +118,7 @@ test: build images ## set-up as needed, then all tests, with totals
 	awk -F ': ' '/^test skipped: / { skipped++; if (!names[$$2]++) list = list " " $$2 } \
 		END { printf "test skips: %d%s\n", skipped, skipped ? ", for lack of:" list : "" }' $$log; \
 	if [[ -n $$failed ]]; then echo "test result: FAILED in:$$failed"; exit 1; fi; \
-	echo 'test result: ok in all tiers (static, images, workspace, e2e, kvm-lab)'
+	echo 'test result: ok in all tiers (static, images, workspace, e2e, kvm-lab, fuzz)'
 
 .PHONY: kvm-lab
 kvm-lab: build images ## test Firecracker on a real KVM inside an emulated machine (part of `make test`)
@@ -125,9 +127,22 @@ kvm-lab: build images ## test Firecracker on a real KVM inside an emulated machi
 		| sed -n 's/.*"executable":"\([^"]*\/lab-[^"]*\)".*/\1/p'); \
 	$(SUDO) e2e/lab/run "$$lab"
 
+FUZZ_SECONDS ?= 10
+.PHONY: fuzz
+fuzz: setup ## feed broken files and handshakes to the agent's readers, $FUZZ_SECONDS each (part of `make test`)
+	@./setup --test
+	@cd agent && for target in manifest layer handshakes; do \
+		mkdir -p fuzz/corpus/$$target; \
+		$(CARGO) fuzz run --sanitizer none --release $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=10 -rss_limit_mb=2048 -verbosity=0 2>&1 \
+			| { grep -v -e '# Uses:' -e 'ecommended dictionary' || true; }; \
+		echo "fuzz target $$target: ok"; \
+	done
+
 .PHONY: bench
-bench: build images ## measure; writes target/bench.json
+bench: build images ## measure; writes target/bench.json and target/bench-lifecycle.json
 	@$(SUDO) target/release/hearth-loadtest bench
+	@$(SUDO) target/release/hearth-loadtest lifecycle
 
 .PHONY: clean
 clean: ## remove what was compiled; images stay in $HEARTH_CACHE (images/build --prune)

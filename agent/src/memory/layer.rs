@@ -27,6 +27,8 @@ const HEADER_BYTES: usize = 64;
 const ENTRY_BYTES: usize = 32;
 /// Largest guest memory that a layer may describe: 1 TiB.
 const RAM_BYTES_MAX: u64 = 1 << 40;
+/// Longest frame of a chunk: zstd's ZSTD_COMPRESSBOUND (zstd.h) of an incompressible one, rounded up.
+const FRAME_BYTES_MAX: usize = CHUNK + (CHUNK >> 4);
 /// zstd level: 1 decompresses as fast as any and packs a Python process's heap 6:1.
 const LEVEL: i32 = 1;
 
@@ -276,6 +278,9 @@ impl Layer {
             if entry.stored & entry.zero != 0 || end.is_none_or(|end| index_offset < end) {
                 return Err(format("an index entry points outside the frames"));
             }
+            if FRAME_BYTES_MAX < entry.length as usize {
+                return Err(format("a frame is longer than a chunk can be"));
+            }
         }
         Ok(Self { file, ram_bytes, checksum: u64_at(&head, 56), index })
     }
@@ -314,9 +319,6 @@ impl Layer {
             return Ok(entry);
         }
         let length = entry.length as usize;
-        if buffers.frame.len() < length {
-            buffers.frame.resize(length, 0);
-        }
         self.file.read_exact_at(&mut buffers.frame[..length], entry.offset)?;
         let size =
             buffers.decompressor.decompress_to_buffer(&buffers.frame[..length], &mut buffers.pages[..])?;
@@ -346,7 +348,7 @@ impl Buffers {
     /// Buffers for one reader.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
-            frame: vec![0; CHUNK + (CHUNK >> 4)],
+            frame: vec![0; FRAME_BYTES_MAX],
             pages: vec![0; CHUNK],
             chunk: vec![0; CHUNK],
             decompressor: zstd::bulk::Decompressor::new()?,

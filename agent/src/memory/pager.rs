@@ -113,10 +113,32 @@ pub(super) fn system(what: &'static str) -> impl Fn(Errno) -> PagerError {
     move |errno| PagerError::System { what, source: errno.into() }
 }
 
-/// The guest memory that is served.
-struct Region {
+/// The guest memory that is served: where it is in the VMM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Region {
     address: u64,
     length: u64,
+}
+
+impl Region {
+    /// (pure) The region that the preload library's message names, which has to be `ram_bytes` of memory.
+    pub fn parse(bytes: &[u8], ram_bytes: u64) -> Result<Self, PagerError> {
+        let bad = |text: &str| PagerError::Handshake(text.to_owned());
+        if bytes.len() != HANDSHAKE_BYTES || bytes[..8] != MAGIC {
+            return Err(bad("not the preload library's message"));
+        }
+        let number = |at: usize| {
+            bytes[at..at + 8].iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte))
+        };
+        let region = Self { address: number(8), length: number(16) };
+        if number(24) != PAGE as u64 || !region.address.is_multiple_of(PAGE as u64) {
+            return Err(bad("page size or alignment is not ours"));
+        }
+        if region.length != ram_bytes || region.address.checked_add(region.length).is_none() {
+            return Err(bad("the region's size is not the snapshot's"));
+        }
+        Ok(region)
+    }
 }
 
 /// Runs a pager on standard input until its VMM is gone.
@@ -192,24 +214,12 @@ fn drop_privileges(uid: u32) -> Result<(), PagerError> {
 
 /// Receives and checks the handshake. `None` when the VMM ended before it sent one.
 fn handshake(socket: &UnixStream, ram_bytes: u64) -> Result<Option<(Uffd, Region)>, PagerError> {
-    let bad = |text: &str| PagerError::Handshake(text.to_owned());
     let mut bytes = [0; HANDSHAKE_BYTES + 1];
     let (count, fds) = receive(socket, &mut bytes)?;
     if count == 0 {
         return Ok(None);
     }
-    if count != HANDSHAKE_BYTES || bytes[..8] != MAGIC {
-        return Err(bad("not the preload library's message"));
-    }
-    let number =
-        |at: usize| bytes[at..at + 8].iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
-    let region = Region { address: number(8), length: number(16) };
-    if number(24) != PAGE as u64 || !region.address.is_multiple_of(PAGE as u64) {
-        return Err(bad("page size or alignment is not ours"));
-    }
-    if region.length != ram_bytes || region.address.checked_add(region.length).is_none() {
-        return Err(bad("the region's size is not the snapshot's"));
-    }
+    let region = Region::parse(&bytes[..count], ram_bytes)?;
     Ok(Some((userfaultfd(fds)?, region)))
 }
 
@@ -386,4 +396,40 @@ impl Pager {
 /// The VMM's memory is gone: it is exiting.
 pub(super) fn is_gone(errno: i32) -> bool {
     errno == libc::ESRCH
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(address: u64, length: u64, page: u64) -> Vec<u8> {
+        let mut bytes = MAGIC.to_vec();
+        for number in [address, length, page] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_lying_handshake_is_refused_by_what_is_wrong_with_it() {
+        const RAM: u64 = 64 << 20;
+        assert_eq!(
+            Region::parse(&message(1 << 30, RAM, 4096), RAM).unwrap(),
+            Region { address: 1 << 30, length: RAM }
+        );
+        let mut longer = message(1 << 30, RAM, 4096);
+        longer.push(0);
+        for (bytes, reason) in [
+            (message(1 << 30, RAM, 4096)[..31].to_vec(), "message"),
+            (longer, "message"),
+            (vec![7; HANDSHAKE_BYTES], "message"),
+            (message(1 << 30, RAM, 2 << 20), "page size"),
+            (message((1 << 30) + 1, RAM, 4096), "alignment"),
+            (message(1 << 30, RAM / 2, 4096), "size"),
+            (message(u64::MAX - 4095, RAM, 4096), "size"),
+        ] {
+            let error = Region::parse(&bytes, RAM).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error} has no {reason}");
+        }
+    }
 }

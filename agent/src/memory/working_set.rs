@@ -103,6 +103,13 @@ pub fn write(layer: &Layer, chunks: &Chunks, path: &Path) -> Result<(), WorkingS
     Ok(())
 }
 
+/// The chunks of the working set at `path`.
+pub fn read(path: &Path) -> Result<Chunks, WorkingSetError> {
+    let set = Layer::open(File::open(path)?)?;
+    let holds = |chunk: &usize| set.entry(*chunk).is_some_and(|entry| entry.stored != 0);
+    Ok((0..set.chunks()).filter(holds).collect())
+}
+
 /// Fills the working set at `path` into `image`. Faults are served meanwhile by whoever gets them; a chunk is filled
 /// once, by the first.
 pub fn prefetch(path: &Path, image: &Image) -> Result<Prefetched, WorkingSetError> {

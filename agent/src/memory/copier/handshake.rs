@@ -79,15 +79,21 @@ pub fn accept(
             return Ok(None);
         }
         bytes.extend_from_slice(&part[..count]);
-        match serde_json::from_slice::<Vec<Mapping>>(&bytes) {
-            Ok(mappings) => {
-                let regions =
-                    check(&mappings, ram_bytes).map_err(|reason| PagerError::Handshake(reason.to_owned()))?;
-                return Ok(Some((userfaultfd(fds)?, regions, stream)));
-            }
-            Err(error) if error.is_eof() && bytes.len() < BYTES_MAX => {}
-            Err(error) => return Err(PagerError::Handshake(format!("not Firecracker's message: {error}"))),
+        if let Some(regions) = parse(&bytes, ram_bytes)? {
+            return Ok(Some((userfaultfd(fds)?, regions, stream)));
         }
+    }
+}
+
+/// (pure) The regions that a message names, which have to be `ram_bytes` of memory. `None` when more of it is to come.
+pub fn parse(bytes: &[u8], ram_bytes: u64) -> Result<Option<Vec<Region>>, PagerError> {
+    match serde_json::from_slice::<Vec<Mapping>>(bytes) {
+        Ok(mappings) => match check(&mappings, ram_bytes) {
+            Ok(regions) => Ok(Some(regions)),
+            Err(reason) => Err(PagerError::Handshake(reason.to_owned())),
+        },
+        Err(error) if error.is_eof() && bytes.len() < BYTES_MAX => Ok(None),
+        Err(error) => Err(PagerError::Handshake(format!("not Firecracker's message: {error}"))),
     }
 }
 
