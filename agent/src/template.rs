@@ -25,7 +25,7 @@ use std::{
 };
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
-use working_set::WorkingSet;
+use working_set::{Recordings, WorkingSet};
 
 /// Why a template cannot be had.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -81,6 +81,7 @@ pub struct Templates {
     pub(crate) launcher: Arc<Launcher>,
     pub(crate) parking: Parking,
     config: AgentConfig,
+    recordings: Recordings,
     /// Work that a stopping agent waits for.
     tasks: TaskTracker,
     ready: Mutex<HashMap<String, Arc<Template>>>,
@@ -105,6 +106,7 @@ impl Templates {
             launcher,
             parking,
             config,
+            recordings: Recordings::default(),
             tasks,
             ready: Mutex::default(),
             building: Mutex::default(),

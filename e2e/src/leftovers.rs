@@ -19,6 +19,20 @@ fn processes(dir: &Path) -> Vec<(String, String)> {
     found
 }
 
+/// Process ids of the data folder's QEMU processes.
+pub fn vmms(dir: &Path) -> Vec<i32> {
+    let is_vmm =
+        |command: &str| command.split(' ').next().is_some_and(|program| program.contains("qemu-system"));
+    let vmms = processes(dir).into_iter().filter(|(_, command)| is_vmm(command));
+    vmms.filter_map(|(pid, _)| pid.parse().ok()).collect()
+}
+
+/// Process ids of the data folder's pagers.
+pub fn pagers(dir: &Path) -> Vec<i32> {
+    let pagers = processes(dir).into_iter().filter(|(_, command)| command.contains(" pager --layer "));
+    pagers.filter_map(|(pid, _)| pid.parse().ok()).collect()
+}
+
 /// What the capsules of a data folder cost the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Footprint {

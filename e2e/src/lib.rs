@@ -5,3 +5,4 @@ pub mod generations;
 pub mod leftovers;
 pub mod process;
 pub mod service;
+pub mod swap;

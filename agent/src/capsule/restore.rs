@@ -24,12 +24,18 @@ pub(crate) async fn restore(
     let mut vmm = source.vmm(templates).await?;
     vmm.assign(wish.id).map_err(|error| AgentError::NoCapacity(format!("the VMM's record: {error}")))?;
     step("vmm", start);
-    if let Some(image) = vmm.image().filter(|image| image.is_fresh()) {
+    let fresh = vmm.image().filter(|image| image.is_fresh()).cloned();
+    if let Some(image) = &fresh {
         templates.prefetch(source.base(), image.clone());
     }
     let restored = bring_up(&vmm, source, wish, start).await;
     match restored {
-        Ok(guest) => Ok(Life { vmm, guest, base: source.base().clone() }),
+        Ok(guest) => {
+            if let Some(image) = fresh {
+                templates.judge(source.base(), image);
+            }
+            Ok(Life { vmm, guest, base: source.base().clone() })
+        }
         // A restore that failed because a process died is told by that death, not by its symptom.
         Err(error) if vmm.is_alive() => Err(error),
         Err(error) => {

@@ -2,7 +2,7 @@
 //! (names with commas between them) lists it. Then it is skipped, and says so on a line that `make test` counts.
 //!
 //! Names: `cgroup` (a cgroup v2 to write to), `cgroup-memory` (with the memory controller), `python` (one with
-//! IPython), `root`. `make test` itself also knows `capsules`, `images` and `shellcheck`.
+//! IPython), `root`, `swap` (a swap file that can be turned on). `make test` itself also knows `capsules`, `images` and `shellcheck`.
 
 #![forbid(unsafe_code)]
 

@@ -7,7 +7,9 @@ mod damage;
 mod fork;
 mod killed;
 mod pause;
+mod sequences;
 mod snapshots;
+mod working_set;
 
 use hearth_e2e::{agent::TestAgent, leftovers};
 use hearth_proto::wire::agent as wire;
