@@ -82,7 +82,7 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// (pure) Whether more than half a CPU was used over the last minute, by the load averages.
-fn is_busy(load: &str) -> bool {
+pub fn is_busy(load: &str) -> bool {
     let last_minute = load.split_ascii_whitespace().next().and_then(|number| number.parse::<f64>().ok());
     last_minute.is_some_and(|last_minute| last_minute > 0.5)
 }

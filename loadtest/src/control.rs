@@ -1,6 +1,6 @@
 //! What operators can do, over the parts' own sockets: pool targets, eviction, and waiting until nothing is under way.
 
-use crate::client::Client;
+use crate::{capsules::Capsules, client::Client};
 use anyhow::{Context, bail};
 use hearth_proto::wire::{
     agent::{
@@ -57,6 +57,11 @@ impl Control {
             .into_iter()
             .find(|template| template.name == TEMPLATE)
             .with_context(|| format!("the agent has no template `{TEMPLATE}`"))
+    }
+
+    /// For capsules straight from the agent.
+    pub fn capsules_client(&self) -> Capsules {
+        Capsules::new(self.agent.clone())
     }
 
     /// Sets how many warm capsules are kept.

@@ -1,7 +1,10 @@
 //! The `hearth-loadtest` command.
 
 use clap::{Parser, Subcommand};
-use hearth_loadtest::bench::{self, BenchArgs};
+use hearth_loadtest::{
+    bench::{self, BenchArgs},
+    lifecycle::{self, LifecycleArgs},
+};
 use std::process::ExitCode;
 
 #[derive(Debug, Parser)]
@@ -15,13 +18,18 @@ struct Cli {
 enum Command {
     /// Start a Hearth of its own, measure the ways to an answer and their floors, write bench.json, stop
     Bench(BenchArgs),
+    /// The same for pause, resume, fork and fifty capsules at once; writes bench-lifecycle.json
+    Lifecycle(LifecycleArgs),
 }
 
 // One thread: the measuring side must not compete with what it measures for two cores.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let Cli { command: Command::Bench(args) } = Cli::parse();
-    bench::run(args).await.unwrap_or_else(|error| {
+    let outcome = match Cli::parse().command {
+        Command::Bench(args) => bench::run(args).await,
+        Command::Lifecycle(args) => lifecycle::run(args).await,
+    };
+    outcome.unwrap_or_else(|error| {
         eprintln!("hearth-loadtest: {error:#}");
         ExitCode::FAILURE
     })
