@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod generations;
+
 use hearth_e2e::{
     agent::{Ran, TestAgent},
     leftovers,
