@@ -43,7 +43,7 @@ before = hashlib.sha256(block).hexdigest()
 print(rounds)
 "#;
 
-async fn start(dir: &Path) -> (TestAgent, CapsuleId) {
+pub async fn start(dir: &Path) -> (TestAgent, CapsuleId) {
     let mut agent = TestAgent::start(dir, &[("HEARTH_PARKED", "0")]).await.unwrap();
     agent.ensure_code().await.unwrap();
     let id = restore(&mut agent, "code").await;
@@ -57,7 +57,7 @@ async fn restore(agent: &mut TestAgent, from: &str) -> CapsuleId {
 }
 
 /// Everything is there after so many rounds.
-async fn is_whole(agent: &mut TestAgent, id: CapsuleId, rounds: u32) {
+pub async fn is_whole(agent: &mut TestAgent, id: CapsuleId, rounds: u32) {
     assert_eq!(agent.python(id, CHECK_AND_CHANGE).await.unwrap(), (rounds + 1).to_string());
 }
 
@@ -136,13 +136,13 @@ async fn dies(agent: &mut TestAgent, dir: &Path, word: &str, id: CapsuleId, reas
         .find(|(_, text)| text.contains(&id.to_string()))
         .unwrap();
     let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-    let number = name.rsplit('-').next().unwrap().to_owned();
     let victims: Vec<i32> = pids(dir, word)
         .into_iter()
         .filter(|pid| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            line.contains(&name) || line.contains(&format!("-{number} "))
+            // As Firecracker's id, or in the path of the pager's figures.
+            line.contains(&format!("{name} ")) || line.contains(&format!("/{name}/"))
         })
         .collect();
     assert_eq!(victims.len(), 1, "{victims:?} of {name}");

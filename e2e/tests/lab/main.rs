@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod generations;
+mod raw;
 
 use hearth_e2e::{
     agent::{Ran, TestAgent},
