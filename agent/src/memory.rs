@@ -17,10 +17,12 @@
 
 pub mod copier;
 pub mod difference;
+pub mod dumped;
 pub mod fill;
 pub mod image;
 pub mod install;
 pub mod layer;
+pub mod own;
 pub mod pager;
 pub mod stats;
 pub mod working_set;

@@ -5,7 +5,7 @@ use crate::{
     postgres,
 };
 use hearth_agent::{
-    engine::{Accelerator, Engine, TCG_WARNING},
+    engine::{Accelerator, Engine, Programs, TCG_WARNING},
     template::recipe::BootSet,
 };
 use nix::sys::statvfs::statvfs;
@@ -71,8 +71,14 @@ pub fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
 
 fn look(args: &DoctorArgs) -> Vec<Finding> {
     let mut findings = needed(&args.place, &args.programs.qemu, std::env::var_os("DATABASE_URL").is_some());
+    let engine = engine(args);
+    if engine.grade != Grade::Bad
+        && let Some(qemu) = findings.iter_mut().find(|finding| finding.name == "qemu")
+    {
+        spare(qemu, &engine.text);
+    }
     findings.extend([
-        engine(args),
+        engine,
         packages(),
         memory(),
         disk("data disk", &args.place.dir, 4 << 30),
@@ -100,11 +106,14 @@ fn needed(place: &Where, qemu: &Path, has_database: bool) -> Vec<Finding> {
     ]
 }
 
-/// What `hearth up` lacks here, and how to get it: a line each. Empty when it can start.
-pub fn missing(place: &Where, qemu: &Path, has_database: bool) -> Vec<String> {
-    needed(place, qemu, has_database)
+/// What `hearth up` lacks here, and how to get it: a line each. Empty when it can start, or when only the agent can tell
+/// whether it does without QEMU: where Firecracker is installed it may use that.
+pub fn missing(place: &Where, programs: &Programs, has_database: bool) -> Vec<String> {
+    let has_firecracker = programs.firecracker.exists() && programs.jailer.exists();
+    needed(place, &programs.qemu, has_database)
         .into_iter()
         .filter(|finding| finding.grade == Grade::Bad)
+        .filter(|finding| finding.name != "qemu" || !has_firecracker)
         .map(|finding| format!("{}: {}", finding.name, finding.text))
         .collect()
 }
@@ -138,6 +147,14 @@ fn qemu_program(path: &Path) -> Finding {
     }
     let how = "apt-get install --no-install-recommends qemu-system-x86, or set HEARTH_QEMU_BIN";
     Finding::new(Grade::Bad, "qemu", format!("{} is not there: {how}", path.display()))
+}
+
+/// A missing QEMU is no obstacle where Firecracker is used.
+fn spare(qemu: &mut Finding, engine: &str) {
+    if qemu.grade == Grade::Bad && engine.starts_with("firecracker ") {
+        qemu.grade = Grade::Warn;
+        qemu.text.push_str(" (not needed while Firecracker is used)");
+    }
 }
 
 fn engine(args: &DoctorArgs) -> Finding {
@@ -362,13 +379,26 @@ mod tests {
     #[test]
     fn what_is_missing_is_named_with_the_way_to_get_it() {
         let place = Where { dir: "/nowhere/dir".into(), cache: "/nowhere/cache".into() };
-        let missing = missing(&place, Path::new("/nowhere/qemu"), true);
+        let nowhere = PathBuf::from("/nowhere/qemu");
+        let mut programs =
+            Programs { qemu: nowhere.clone(), firecracker: nowhere.clone(), jailer: nowhere.clone() };
+        let missing = super::missing(&place, &programs, true);
         let line = |name: &str| missing.iter().find(|line| line.starts_with(name)).unwrap();
         assert!(
             line("qemu: ").contains("apt-get install --no-install-recommends qemu-system-x86"),
             "{missing:?}"
         );
+        let there = std::env::current_exe().unwrap();
+        (programs.firecracker, programs.jailer) = (there.clone(), there);
+        assert!(!super::missing(&place, &programs, true).iter().any(|line| line.starts_with("qemu")));
         assert!(line("images: ").contains("make images"), "{missing:?}");
+        let grade = |engine| {
+            let mut qemu = qemu_program(Path::new("/nowhere/qemu"));
+            spare(&mut qemu, engine);
+            qemu.grade
+        };
+        assert_eq!(grade("firecracker 1.16.1 with kvm: KVM is real"), Grade::Warn);
+        assert_eq!(grade("qemu 7.2.22 with tcg: KVM only emulates"), Grade::Bad);
         assert!(missing.iter().all(|line| !line.contains('\n')), "{missing:?}");
         assert!(!missing.iter().any(|line| line.starts_with("postgres")), "{missing:?}");
     }

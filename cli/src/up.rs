@@ -39,8 +39,7 @@ impl Service {
     pub async fn start(args: UpArgs) -> anyhow::Result<Self> {
         let dir = args.place.dir.clone();
         let (gateway_config, pool_config) = configs(&args)?;
-        let missing =
-            doctor::missing(&args.place, &args.agent.programs.qemu, args.gateway.database_url.is_some());
+        let missing = doctor::missing(&args.place, &args.agent.programs, args.gateway.database_url.is_some());
         if !missing.is_empty() {
             bail!("something is missing (`hearth doctor` shows everything):\n  {}", missing.join("\n  "));
         }

@@ -75,7 +75,8 @@ impl Default for Limits {
             start: Duration::from_secs(60),
             warm: Duration::from_secs(300),
             interrupt_grace: Duration::from_millis(500),
-            reseed: Duration::from_secs(3),
+            // Killing a kernel loses what it holds: only what will not answer at all is worth that.
+            reseed: Duration::from_secs(15),
         }
     }
 }

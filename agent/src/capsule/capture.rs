@@ -6,8 +6,9 @@ use crate::{
     error::AgentError,
     memory::{
         difference::{self, DifferenceError, Pending},
+        dumped::Dump,
         layer::{Layer, LayerError},
-        written::{Memory, WrittenError},
+        own::{Own, OwnError},
     },
     snapshot::{
         generation::{Generation, Generations},
@@ -29,15 +30,12 @@ use std::{
 /// Why a capsule could not be captured. It stands still afterwards, otherwise unharmed.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
-    /// The VMM's engine has no captures yet.
-    #[error("capsules on Firecracker cannot be paused, forked or snapshotted yet")]
-    Engine,
     /// The VMM did not do as told.
     #[error(transparent)]
     Vmm(#[from] VmmError),
     /// Its memory could not be read.
     #[error(transparent)]
-    Written(#[from] WrittenError),
+    Own(#[from] OwnError),
     /// Its memory could not be compared or stored.
     #[error(transparent)]
     Difference(#[from] DifferenceError),
@@ -147,10 +145,11 @@ pub async fn capture(
     vmm.pause().await?;
     let owned = generations.clone();
     let draft = blocking(move || owned.draft()).await?;
-    vmm.save(&draft.path(name::DEVICE)).await?;
+    let dump = vmm.capture(&draft.path(name::DEVICE)).await?;
     figures.device = start.elapsed();
     let image = vmm.image().ok_or_else(|| file("the memory image")(io::ErrorKind::NotFound.into()))?;
     let copy = Copy {
+        dump,
         pid: vmm.process.pid(),
         image: image.path().to_owned(),
         upper: vmm.upper(),
@@ -195,6 +194,7 @@ where
 
 /// What the blocking part needs.
 struct Copy {
+    dump: Option<Dump>,
     pid: i32,
     image: PathBuf,
     upper: PathBuf,
@@ -212,7 +212,7 @@ impl Copy {
     fn run(self, draft: Draft) -> Result<(Draft, Copied), CaptureError> {
         let start = Instant::now();
         let ram_bytes = self.base.snapshot.manifest.size.ram_bytes();
-        let memory = Memory::open(self.pid, &self.image, ram_bytes)?;
+        let memory = Own::open(self.dump, self.pid, &self.image, ram_bytes)?;
         let own = memory.written().map_err(file("the VMM's page map"))?;
         let layer = self.base.snapshot.path(name::MEMORY);
         let layer = Layer::open(File::open(layer).map_err(file("the template's memory"))?)?;

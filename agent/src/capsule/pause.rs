@@ -10,7 +10,7 @@
 //! a crash after it finds a paused one.
 
 use super::{
-    capture::{self, CaptureError, Captured, Figures, Order, blocking},
+    capture::{self, Captured, Figures, Order, blocking},
     handle::{Capture, Message, Reply, Shot},
     paused::PausedRecord,
     restore::restore,
@@ -152,9 +152,6 @@ impl Runner {
 
     /// The guest prepares, the vCPUs stop, the state is copied. After an error the capsule runs on, or is lost.
     async fn shoot(&mut self, life: &Life, key: &str, figures: &mut Figures) -> Result<Captured, Setback> {
-        if !life.vmm.tells_written_pages() {
-            return Err(Setback { error: CaptureError::Engine.into(), fatal: None });
-        }
         let prepare = Instant::now();
         let prepared = timeout(PREPARE_DEADLINE, life.guest.prepare(Vec::new())).await;
         figures.prepare = prepare.elapsed();

@@ -16,6 +16,11 @@ const CLOCK_REALTIME: Version = Version { major: 1, minor: 16, patch: 0 };
 /// Since then a load call says `track_dirty_pages`, before it says `enable_diff_snapshots` (CHANGELOG, 1.13.0).
 const TRACK_DIRTY_PAGES: Version = Version { major: 1, minor: 13, patch: 0 };
 
+/// Since then differential snapshots of larger machines are right (CHANGELOG, 1.15.0: 5705).
+const LARGE_DIFFERENCES: Version = Version { major: 1, minor: 15, patch: 0 };
+/// Memory above this is in a second region.
+const LARGE: u64 = 3 << 30;
+
 /// A version of Firecracker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
@@ -45,6 +50,11 @@ impl Version {
     /// Whether a load call takes `track_dirty_pages`.
     pub fn has_track_dirty_pages(self) -> bool {
         TRACK_DIRTY_PAGES <= self
+    }
+
+    /// Whether differential snapshots of a machine with so much memory are right.
+    pub fn has_sound_log(self, ram_bytes: u64) -> bool {
+        LARGE_DIFFERENCES <= self || ram_bytes <= LARGE
     }
 
     /// Whether a load call takes `clock_realtime`.

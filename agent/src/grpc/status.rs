@@ -1,9 +1,6 @@
 //! `AgentError` → gRPC status: the only mapping. Messages are written for callers; causes go to the log.
 
-use crate::{
-    capsule::capture::CaptureError, error::AgentError, guest::GuestError,
-    snapshot::generation::GenerationError,
-};
+use crate::{error::AgentError, guest::GuestError, snapshot::generation::GenerationError};
 use hearth_service::telemetry::chain;
 use std::io;
 use tonic::{Code, Status};
@@ -47,7 +44,6 @@ impl From<AgentError> for Status {
                 Code::Unavailable
             }
             AgentError::Guest(GuestError::Deadline(_)) => Code::DeadlineExceeded,
-            AgentError::Capture(CaptureError::Engine) => Code::Unimplemented,
             AgentError::Launch(_)
             | AgentError::Vmm(_)
             | AgentError::Guest(GuestError::Randomness(_) | GuestError::Rehearsal(_))

@@ -12,7 +12,7 @@ pub mod handshake;
 use super::{
     CHUNK, CHUNK_PAGES, PAGE,
     fill::{FillError, fill},
-    layer::{Buffers, Layer, LayerError},
+    layer::{Buffers, Layer, LayerError, runs},
     pager::{PagerError, ZERO_AHEAD, is_gone, system},
     stats::{Counter, Writer},
 };
@@ -55,9 +55,44 @@ struct Pages {
     removed: u16,
 }
 
+/// The capsule's own pages over the template's.
+pub struct Over {
+    layer: Layer,
+    buffers: Buffers,
+}
+
+impl Over {
+    /// Of a generation's layer.
+    pub fn new(layer: Layer) -> Result<Self, PagerError> {
+        let buffers = Buffers::new().map_err(|source| PagerError::System { what: "decompressor", source })?;
+        Ok(Self { layer, buffers })
+    }
+}
+
+/// Where a chunk's pages are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Places {
+    /// In the template's layer.
+    below: u16,
+    /// In the capsule's own.
+    above: u16,
+    /// Nowhere: they are zero.
+    zero: u16,
+}
+
+impl Places {
+    /// (pure) A page that is stored or zero above hides the one below.
+    fn new(below: (u16, u16), above: (u16, u16)) -> Self {
+        let ((stored, zero), (stored_above, zero_above)) = (below, above);
+        let shows = !(stored_above | zero_above);
+        Self { below: stored & shows, above: stored_above, zero: (zero & shows) | zero_above }
+    }
+}
+
 /// Serves one Firecracker.
 pub struct Copier {
     layer: Layer,
+    over: Option<Over>,
     image: File,
     stats: Writer,
     buffers: Buffers,
@@ -69,16 +104,16 @@ pub struct Copier {
 }
 
 impl Copier {
-    /// A copier of checked regions: they cover the layer's memory.
+    /// A copier of checked regions: they cover the memory of the layers, which are of one size.
     pub fn new(
-        layer: Layer,
+        (layer, over): (Layer, Option<Over>),
         image: File,
         stats: Writer,
         buffers: Buffers,
         (uffd, regions): (Uffd, Vec<Region>),
     ) -> Self {
         let chunks = vec![Pages::default(); layer.chunks()];
-        Self { layer, image, stats, buffers, uffd, regions, chunks, waiting: VecDeque::new() }
+        Self { layer, over, image, stats, buffers, uffd, regions, chunks, waiting: VecDeque::new() }
     }
 
     /// Serves events until one of `ends` is readable or closed: the VMM is gone.
@@ -174,26 +209,24 @@ impl Copier {
         let address = address - address % PAGE as u64;
         let (region, offset) = self.place(address)?;
         let (chunk, bit) = (chunk_of(offset), 1u16 << page_of(offset));
-        let entry = self
-            .layer
-            .entry(chunk)
-            .ok_or_else(|| LayerError::Format(format!("there is no chunk {chunk}")))?;
+        let places =
+            self.places(chunk).ok_or_else(|| LayerError::Format(format!("there is no chunk {chunk}")))?;
         let pages = self.chunks[chunk];
         if pages.removed & bit != 0 {
             return self.zero(address, PAGE as u64);
         }
-        if entry.zero & bit != 0 {
+        if places.zero & bit != 0 {
             return self.zero(address, self.zero_run(region, offset));
         }
-        if entry.stored & bit == 0 {
+        if (places.below | places.above) & bit == 0 {
             return Err(LayerError::Format(format!("chunk {chunk} lacks a page")).into());
         }
-        let wanted = entry.stored & !pages.given & !pages.removed;
+        let wanted = (places.below | places.above) & !pages.given & !pages.removed;
         if wanted & bit == 0 {
             // Two vCPUs met at the same page.
             return self.wake(address, PAGE as u64);
         }
-        self.source(chunk)?;
+        self.source(chunk, places, wanted)?;
         self.give(chunk, wanted, address - (offset % CHUNK as u64))
     }
 
@@ -205,7 +238,7 @@ impl Copier {
             let (chunk, bit) = (chunk_of(at), 1u16 << page_of(at));
             let pages = self.chunks[chunk];
             (pages.given | pages.removed) & bit == 0
-                && self.layer.entry(chunk).is_some_and(|entry| entry.zero & bit != 0)
+                && self.places(chunk).is_some_and(|places| places.zero & bit != 0)
         };
         let mut at = offset + PAGE as u64;
         while at < limit && is_free(at) {
@@ -214,8 +247,31 @@ impl Copier {
         at - offset
     }
 
-    /// Brings the content of a chunk into the buffer: from the image, which is filled on the way.
-    fn source(&mut self, chunk: usize) -> Result<(), PagerError> {
+    /// Where a chunk's pages are; none beyond the memory's end.
+    fn places(&self, chunk: usize) -> Option<Places> {
+        let below = self.layer.entry(chunk)?;
+        let above = self.over.as_ref().and_then(|over| over.layer.entry(chunk));
+        let above = above.map_or((0, 0), |entry| (entry.stored, entry.zero));
+        Some(Places::new((below.stored, below.zero), above))
+    }
+
+    /// Brings the wanted pages of a chunk into the buffer: the template's, then the capsule's own over them.
+    fn source(&mut self, chunk: usize, places: Places, wanted: u16) -> Result<(), PagerError> {
+        if places.below & wanted != 0 {
+            self.template(chunk)?;
+        }
+        if let Some(over) = self.over.as_mut().filter(|_| places.above & wanted != 0) {
+            over.layer.read(chunk, &mut over.buffers)?;
+            for (bit, pages) in runs(places.above) {
+                let range = bit * PAGE..(bit + pages) * PAGE;
+                self.buffers.chunk[range.clone()].copy_from_slice(&over.buffers.chunk[range]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings a chunk of the template into the buffer: from the image, which is filled on the way.
+    fn template(&mut self, chunk: usize) -> Result<(), PagerError> {
         match fill(&self.image, &self.layer, chunk, &mut self.buffers) {
             Ok((_, 0)) => self
                 .image

@@ -9,7 +9,7 @@
 
 use super::{
     CHUNK, PAGE,
-    copier::{Copier, handshake},
+    copier::{Copier, Over, handshake},
     fill::{FillError, fill},
     install::{InstallError, install},
     layer::{Buffers, Layer, LayerError},
@@ -171,7 +171,7 @@ pub fn run(args: &PagerArgs) -> Result<(), PagerError> {
     let mut buffers = Buffers::new().map_err(|source| PagerError::System { what: "decompressor", source })?;
     drop_privileges(args.uid)?;
     if let Some(pid) = args.firecracker {
-        return run_copier(pid, layer, image, stats, buffers);
+        return run_copier(pid, (layer, difference), image, stats, buffers);
     }
     // SAFETY: standard input is the socket that the agent gave us; nothing else in this process uses it.
     let socket = UnixStream::from(unsafe { OwnedFd::from_raw_fd(0) });
@@ -189,7 +189,7 @@ pub fn run(args: &PagerArgs) -> Result<(), PagerError> {
 /// Serves a Firecracker, whose memory is its own.
 fn run_copier(
     pid: i32,
-    layer: Layer,
+    (layer, difference): (Layer, Option<Layer>),
     image: File,
     stats: Writer,
     buffers: Buffers,
@@ -203,7 +203,8 @@ fn run_copier(
         return Ok(());
     };
     stats.add(Counter::Serving, 1);
-    Copier::new(layer, image, stats, buffers, (uffd, regions)).serve(&[stream.as_fd(), end.as_fd()])
+    let over = difference.map(Over::new).transpose()?;
+    Copier::new((layer, over), image, stats, buffers, (uffd, regions)).serve(&[stream.as_fd(), end.as_fd()])
 }
 
 fn drop_privileges(uid: u32) -> Result<(), PagerError> {

@@ -6,6 +6,8 @@ use super::{
     qemu,
     qmp::{Qmp, QmpError},
 };
+
+use crate::memory::dumped::Dump;
 use std::{
     fs::File,
     io,
@@ -74,12 +76,6 @@ impl Vmm {
         }
     }
 
-    /// Whether a running capsule's own pages can be told from its template's.
-    pub fn tells_written_pages(&self) -> bool {
-        // A Firecracker's would come from its dirty log, which nobody reads yet.
-        matches!(self.control, Control::Qemu(_))
-    }
-
     /// Loads the device state in the file `state` into a VMM that waits for one; its vCPUs stay stopped.
     pub async fn load(&self, state: &Path) -> Result<(), VmmError> {
         let fail = |source| VmmError::State { path: state.to_owned(), source };
@@ -96,6 +92,15 @@ impl Vmm {
         match &self.control {
             Control::Qemu(qmp) => Ok(qemu::save(qmp, &File::create(state).map_err(fail)?).await?),
             Control::Firecracker(firecracker) => Ok(firecracker.save(state).await?),
+        }
+    }
+
+    /// Saves the device state of a stopped capsule into the new file `state`, and returns what the VMM wrote of its
+    /// memory of the same instant; none from a VMM whose memory can be read as it is, until it runs again.
+    pub async fn capture(&self, state: &Path) -> Result<Option<Dump>, VmmError> {
+        match &self.control {
+            Control::Qemu(_) => self.save(state).await.map(|()| None),
+            Control::Firecracker(firecracker) => Ok(Some(firecracker.capture(state).await?)),
         }
     }
 

@@ -4,6 +4,7 @@
 //! hard links to what it may see (a private bind where the file is on another filesystem).
 
 pub mod api;
+pub mod capture;
 pub mod cgroup;
 pub mod jail;
 pub mod launch;
@@ -11,6 +12,7 @@ pub mod machine;
 
 use crate::engine::firecracker::Version;
 use api::{Api, ApiError, MemoryBackend, SnapshotCreate, SnapshotLoad};
+use capture::Life;
 use machine::path;
 use std::{
     fs::{File, OpenOptions},
@@ -31,6 +33,7 @@ pub struct Firecracker {
     root: PathBuf,
     uid: u32,
     version: Version,
+    life: Life,
 }
 
 /// Why a Firecracker did not load or save.
@@ -104,7 +107,7 @@ fn take_out(from: &Path, to: &Path) -> io::Result<()> {
     io::copy(&mut source.take(STATE_BYTES_MAX), &mut File::create_new(to)?).map(drop)
 }
 
-async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 

@@ -17,6 +17,7 @@ use crate::{
     config::Layout,
     engine::{Engine, Kind},
     memory::{
+        dumped,
         image::{BuildRam, Image},
         pager,
     },
@@ -91,6 +92,8 @@ pub struct Launcher {
     pub reaper: Reaper,
     /// Where Firecrackers' control groups are made; none where the host has no cgroup v2 to divide.
     pub(super) cgroups: Option<Parent>,
+    /// Whether Firecrackers' differential snapshots can be read here.
+    pub(super) tells_holes: bool,
     preload: PathBuf,
     helper: PathBuf,
     boot_id: String,
@@ -137,12 +140,15 @@ impl Launcher {
             Kind::Qemu => None,
             Kind::Firecracker { .. } => Parent::open_or_warn(&layout.mark()),
         };
+        let tells_holes = matches!(engine.kind, Kind::Firecracker { .. })
+            && dumped::tells_holes(&layout.vmms()).map_err(host("trying a sparse file"))?;
         let uids = Arc::new(Uids::new(uids.0, uids.1));
         Ok(Self {
             engine,
             layout,
             reaper,
             cgroups,
+            tells_holes,
             preload,
             helper,
             boot_id,
@@ -196,11 +202,8 @@ impl Launcher {
     ) -> Result<Vmm, LaunchError> {
         let uid = self.reserve()?;
         if let Kind::Firecracker { jailer, version } = &self.engine.kind {
-            if difference.is_some() {
-                return Err(host("a capsule's own pages on Firecracker")(io::ErrorKind::Unsupported.into()));
-            }
             let from = (snapshot, rootfs, image);
-            return firecracker::launch::park(self, (jailer, *version), from, uid).await;
+            return firecracker::launch::park(self, (jailer, *version), from, difference, uid).await;
         }
         let binds = vec![bind(image.path(), path::MEMORY, false), bind(&self.preload, path::PRELOAD, false)];
         let (key, upper, over) = match difference {

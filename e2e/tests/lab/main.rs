@@ -5,6 +5,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod generations;
+mod raw;
+
 use hearth_e2e::{
     agent::{Ran, TestAgent},
     leftovers,

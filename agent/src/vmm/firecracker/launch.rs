@@ -3,6 +3,7 @@
 use super::{
     Firecracker, FirecrackerError,
     api::{Api, ApiError},
+    capture::Life,
     jail::Jail,
     machine::{self, path},
 };
@@ -16,7 +17,7 @@ use crate::{
         control::{Control, VmmError},
         folder::log_file,
         guard::Vmm,
-        launch::{LaunchError, Launcher, Pages, Spawned, Started, host},
+        launch::{Difference, LaunchError, Launcher, Pages, Spawned, Started, host},
         machine::{BootFiles, Size},
         process::{Process, Program, Surroundings},
         uid::UidLease,
@@ -43,8 +44,10 @@ struct Start {
     files: Vec<(PathBuf, &'static str)>,
     /// Its writable layer is a copy of this.
     upper: PathBuf,
-    pager: Option<(Arc<Image>, PathBuf)>,
+    pager: Option<Pages>,
     snapshot: Option<String>,
+    /// The layer of a generation.
+    under: Option<File>,
 }
 
 /// Boots a kernel, for a template build. Its memory is Firecracker's own until it is saved into `ram`.
@@ -67,36 +70,46 @@ pub async fn boot(
         upper: files.upper.clone(),
         pager: None,
         snapshot: None,
+        under: None,
     };
     start_one(launcher, start, uid, version, Some(size)).await
 }
 
-/// Starts one that waits for the device state of `snapshot`; its pager listens. The image is where its pager keeps what
+/// Starts one that waits for the device state of `snapshot`, or of a generation over it; its pager listens. The image is where its pager keeps what
 /// it has decompressed.
 pub async fn park(
     launcher: &Arc<Launcher>,
     (jailer, version): (&Path, Version),
     (snapshot, rootfs, image): (&Snapshot, &Path, Arc<Image>),
+    difference: Option<Difference>,
     uid: UidLease,
 ) -> Result<Vmm, LaunchError> {
+    let (key, upper, over) = match difference {
+        None => (snapshot.manifest.key.clone(), snapshot.path(name::UPPER), None),
+        Some(Difference { key, layer, upper }) => (key, upper, Some(layer)),
+    };
+    // Open for its life: the generation's files may go before the next capture needs them.
+    let under = over.as_ref().map(File::open).transpose().map_err(host("a capsule's own pages"))?;
     let start = Start {
         jailer: jailer.to_owned(),
         size: snapshot.manifest.size,
         files: vec![(rootfs.to_owned(), path::ROOTFS)],
-        upper: snapshot.path(name::UPPER),
-        pager: Some((image, snapshot.path(name::MEMORY))),
-        snapshot: Some(snapshot.manifest.key.clone()),
+        upper,
+        pager: Some(Pages { image, layer: snapshot.path(name::MEMORY), over }),
+        snapshot: Some(key),
+        under,
     };
     start_one(launcher, start, uid, version, None).await
 }
 
 async fn start_one(
     launcher: &Arc<Launcher>,
-    start: Start,
+    mut start: Start,
     uid: UidLease,
     version: Version,
     boots: Option<Size>,
 ) -> Result<Vmm, LaunchError> {
+    let life = Life::new(start.size, version, launcher.tells_holes, start.under.take());
     let (owned, user) = (launcher.clone(), uid.id());
     // Forks, namespaces and file copies: some milliseconds of blocking calls.
     let (spawned, api, root) = tokio::task::spawn_blocking(move || spawn(&owned, start, uid))
@@ -113,7 +126,7 @@ async fn start_one(
         if let Some(size) = boots {
             machine::boot(&api, size).await.map_err(|error| ended(error, is_alive()))?;
         }
-        Ok::<_, VmmError>(Control::Firecracker(Firecracker { api, root, uid: user, version }))
+        Ok::<_, VmmError>(Control::Firecracker(Firecracker { api, root, uid: user, version, life }))
     };
     launcher.adopt(spawned, connect).await
 }
@@ -168,8 +181,7 @@ fn spawn(
     }
     let process = Arc::new(Process::spawn(program).map_err(host("starting the jailer"))?);
     let mut started = Started { folder, processes: vec![process.clone()], netns, uid, image: None };
-    if let (Some((image, layer)), Some(listener)) = (start.pager, listener) {
-        let pages = Pages { image, layer, over: None };
+    if let (Some(pages), Some(listener)) = (start.pager, listener) {
         let spawned = launcher.spawn_pager(&started.folder.0, &pages, listener.into(), Some(&process));
         let image = pages.image;
         match spawned {

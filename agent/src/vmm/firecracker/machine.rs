@@ -17,6 +17,10 @@ pub mod path {
     pub const STATE: &str = "/state";
     /// Where a build's memory is written.
     pub const MEMORY: &str = "/memory";
+    /// Device state of a capture.
+    pub const SAVED: &str = "/saved";
+    /// Pages that the guest has written since its restore, as of the last capture.
+    pub const WRITTEN: &str = "/written";
     /// The pager's socket.
     pub const PAGER: &str = "/pager.sock";
 }
