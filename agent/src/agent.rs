@@ -8,6 +8,7 @@ use crate::{
         runner,
     },
     config::{AgentConfig, ConfigError, Layout},
+    disk::reserve::Reserve,
     engine::{Accelerator, Engine, EngineError, TCG_WARNING},
     grpc::service::AgentService,
     memory::image::{ImageError, Images},
@@ -89,6 +90,8 @@ pub struct Parts {
     pub paused: PausedRecords,
     /// Memory images.
     pub images: Arc<Images>,
+    /// What the host's disks keep free.
+    pub reserve: Reserve,
     /// What this host is.
     pub host: wire::Host,
     /// Stops everything.
@@ -137,6 +140,7 @@ impl Agent {
         let shutdown = Shutdown::new();
         let parking = Parking::start(launcher.clone(), images.clone(), config.parked, &shutdown);
         let registry = Arc::new(Registry::new(config.max_capsules));
+        let reserve = Reserve::new(vec![layout.vmms()], config.disk_reserve_mb);
         let tasks = shutdown.tasks().clone();
         let templates = Arc::new(Templates::new(store, images.clone(), launcher, parking, config, tasks));
         let generations = Arc::new(Generations::open(&layout.snapshots(), templates.clone())?);
@@ -144,8 +148,16 @@ impl Agent {
             .map_err(host("the snapshots' folder"))?;
         let paused = PausedRecords::open(&layout.paused())?;
         let records = find_paused(&generations, &paused)?;
-        let parts =
-            Arc::new(Parts { registry, templates, generations, paused, images, host: host_facts, shutdown });
+        let parts = Arc::new(Parts {
+            registry,
+            templates,
+            generations,
+            paused,
+            images,
+            reserve,
+            host: host_facts,
+            shutdown,
+        });
         take_over(&parts, records);
         let stop_server = CancellationToken::new();
         let service = AgentServer::new(AgentService::new(parts.clone()))

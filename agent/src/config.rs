@@ -1,6 +1,7 @@
 //! The agent's configuration.
 
 use crate::{
+    disk::size,
     engine::{EngineChoice, Programs},
     vmm::machine::Size,
 };
@@ -24,6 +25,18 @@ pub struct AgentConfig {
     /// Size of the tmpfs that holds memory images and template builds, in MiB.
     #[arg(long, env = "HEARTH_IMAGE_BUDGET_MB", default_value_t = 4096)]
     pub image_budget_mb: u64,
+    /// Size of a capsule's disk when it is not asked for another: a number and M, Mi, G or Gi; at least 256Mi. Part of
+    /// a template: another size builds it again.
+    #[arg(
+        long,
+        env = "HEARTH_DEFAULT_DISK",
+        default_value = "2Gi",
+        value_parser = |text: &str| size::parse_mb("HEARTH_DEFAULT_DISK", text)
+    )]
+    pub default_disk: u64,
+    /// What the file system of the capsules' disks keeps free, in MiB: with less, no new capsule is started.
+    #[arg(long, env = "HEARTH_DISK_RESERVE_MB", default_value_t = 1024)]
+    pub disk_reserve_mb: u64,
     /// VMM processes that wait for a snapshot, per template.
     #[arg(long, env = "HEARTH_PARKED", default_value_t = 2)]
     pub parked: usize,
@@ -65,6 +78,14 @@ impl AgentConfig {
                 "HEARTH_IMAGE_BUDGET_MB: {} is less than twice HEARTH_MEMORY_MB: a template build and an image must \
                  fit",
                 self.image_budget_mb
+            ));
+        }
+        if !(size::DISK_MB_MIN..=size::DISK_MB_MAX).contains(&self.default_disk) {
+            faults.push(format!(
+                "HEARTH_DEFAULT_DISK: {} MiB are not from {} to {} MiB",
+                self.default_disk,
+                size::DISK_MB_MIN,
+                size::DISK_MB_MAX
             ));
         }
         if self.max_capsules == 0 || 4096 < self.max_capsules {
@@ -179,15 +200,24 @@ mod tests {
             memory_mb: 100,
             vcpus: 0,
             image_budget_mb: 1,
+            default_disk: 100,
+            disk_reserve_mb: 1024,
             parked: 100,
             prefetch: true,
             max_capsules: 0,
             uid_base: 0,
         };
         let text = config.check(Path::new("relative")).unwrap_err().to_string();
-        for name in
-            ["MEMORY_MB", "VCPUS", "IMAGE_BUDGET_MB", "PARKED", "MAX_CAPSULES", "UID_BASE", "HEARTH_DIR"]
-        {
+        for name in [
+            "MEMORY_MB",
+            "VCPUS",
+            "DEFAULT_DISK",
+            "IMAGE_BUDGET_MB",
+            "PARKED",
+            "MAX_CAPSULES",
+            "UID_BASE",
+            "HEARTH_DIR",
+        ] {
             assert!(text.contains(name), "{name} in {text}");
         }
     }

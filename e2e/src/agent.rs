@@ -72,7 +72,7 @@ impl TestAgent {
             capsule_id: id.to_string(),
             template: "code".to_owned(),
             park,
-            env: Default::default(),
+            ..Default::default()
         };
         self.client.restore(request).await?;
         Ok(id)

@@ -63,6 +63,7 @@ impl Runner {
         let key = Generations::new_key();
         match self.put_on_disk(life, &key).await {
             Ok(figures) => {
+                self.handle.disk.set(self.parts.generations.upper(&key));
                 self.happened(Happening::Paused);
                 step_took("pause", figures.total);
                 tracing::info!(?figures, "capsule paused");
@@ -244,7 +245,7 @@ impl Runner {
                     Some(Turn::Ended(End::Destroyed(vec![reply])))
                 }
                 Message::Leave(reply) => Some(Turn::Ended(End::Left(Some(reply)))),
-                other @ (Message::Claim(_) | Message::Measure(_)) => {
+                other @ (Message::Claim(_) | Message::Measure(_) | Message::GrowDisk(..)) => {
                     self.refuse(other);
                     None
                 }
@@ -290,6 +291,7 @@ impl Runner {
         if !self.parts.registry.is_within_limit() {
             return Err(AgentError::NoCapacity("its limit of capsules is reached".to_owned()));
         }
+        self.parts.reserve.check()?;
         let generation = match to {
             Some(generation) => generation,
             None => self.generation(&rest.key).await?,
@@ -312,6 +314,7 @@ impl Runner {
     /// A new life serves; streams of the old one end.
     fn begin(&mut self, life: &Life) {
         self.guest.send_replace(Some(life.guest.clone()));
+        self.handle.disk.set(life.vmm.upper());
         self.happened(Happening::Runs);
     }
 

@@ -9,6 +9,9 @@ pub struct Settings {
     /// Environment of what runs in it. Given to the guest again whenever it is activated: a capture clears it there.
     #[serde(default)]
     pub env: HashMap<String, String>,
+    /// Least size of its disk in MiB; 0: as what it is restored from.
+    #[serde(default)]
+    pub disk_mb: u64,
 }
 
 impl fmt::Debug for Settings {

@@ -9,6 +9,7 @@ use crate::{
         settings::Settings,
         source::Source,
     },
+    disk::size::check_growth,
     error::AgentError,
     template::{Progress, Template},
 };
@@ -52,8 +53,16 @@ impl AgentService {
             return Err(AgentError::Stopping);
         }
         let source = self.source(&request.template).await?;
-        let wish = Wish { id, park: request.park, settings: Settings { env: request.env } };
+        if request.disk_mb != 0 {
+            check_growth(source.disk_mb(), request.disk_mb)
+                .map_err(|reason| AgentError::Invalid { field: "disk_mb", reason })?;
+        }
+        let settings = Settings { env: request.env, disk_mb: request.disk_mb };
+        let wish = Wish { id, park: request.park, settings };
         let template = request.template;
+        if self.parts.registry.get(id).is_none() {
+            self.parts.reserve.check()?;
+        }
         let made = self.parts.registry.insert(id, || runner::start(&self.parts, source, template, wish));
         match made {
             Ok(handle) => {
@@ -164,6 +173,9 @@ impl Agent for AgentService {
         }
         let handle = self.capsule(&request.capsule_id)?;
         let guest = handle.claim().await?;
+        if request.disk_mb != 0 {
+            handle.grow_disk(request.disk_mb).await?;
+        }
         // Sets the clock, which stood still, and shows that the guest is well.
         guest.health().await.map_err(AgentError::from)?;
         Ok(Response::new(handle.wire(None)))
@@ -263,6 +275,16 @@ impl Agent for AgentService {
         request: Request<wire::RollbackRequest>,
     ) -> Result<Response<wire::RollbackReply>, Status> {
         Ok(Response::new(self.roll_back(request.into_inner()).await?))
+    }
+
+    async fn grow_disk(
+        &self,
+        request: Request<wire::GrowDiskRequest>,
+    ) -> Result<Response<wire::Capsule>, Status> {
+        let request = request.into_inner();
+        let handle = self.capsule(&request.capsule_id)?;
+        handle.grow_disk(request.disk_mb).await?;
+        Ok(Response::new(handle.wire(None)))
     }
 
     type ExecStream = Replies<ExecEvent>;

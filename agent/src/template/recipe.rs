@@ -27,6 +27,8 @@ pub struct Recipe {
     pub name: &'static str,
     /// Size that is baked in.
     pub size: Size,
+    /// Size of the disk in MiB.
+    pub disk_mb: u64,
     /// Languages whose default context is warm.
     pub languages: Vec<String>,
 }
@@ -35,7 +37,12 @@ impl Recipe {
     /// The recipe of a name.
     pub fn find(name: &str, config: &AgentConfig) -> Option<Self> {
         match name {
-            "code" => Some(Self { name: "code", size: config.size(), languages: vec!["python".to_owned()] }),
+            "code" => Some(Self {
+                name: "code",
+                size: config.size(),
+                disk_mb: config.default_disk,
+                languages: vec!["python".to_owned()],
+            }),
             _ => None,
         }
     }

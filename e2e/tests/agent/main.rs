@@ -136,8 +136,7 @@ async fn bad_calls_are_refused_by_name() {
     let request = wire::RestoreRequest {
         capsule_id: "nonsense".to_owned(),
         template: "code".to_owned(),
-        park: false,
-        env: Default::default(),
+        ..Default::default()
     };
     let error = agent.client.restore(request).await.unwrap_err();
     assert_eq!(error.code(), tonic::Code::InvalidArgument);
