@@ -1,7 +1,10 @@
 //! The agent's configuration.
 
 use crate::{
-    disk::size,
+    disk::{
+        size,
+        store::{self, StoreFs},
+    },
     engine::{EngineChoice, Programs},
     vmm::machine::Size,
 };
@@ -37,6 +40,18 @@ pub struct AgentConfig {
     /// What the file system of the capsules' disks keeps free, in MiB: with less, no new capsule is started.
     #[arg(long, env = "HEARTH_DISK_RESERVE_MB", default_value_t = 1024)]
     pub disk_reserve_mb: u64,
+    /// What capsules' disks and snapshots are kept on: the data folder's file system, or an XFS of the agent's own in a
+    /// sparse file there, on which copies share their blocks.
+    #[arg(long, env = "HEARTH_STORE_FS", value_enum, default_value = "plain")]
+    pub store_fs: StoreFs,
+    /// Size of that XFS when it is made: a number and M, Mi, G or Gi; at least 1Gi.
+    #[arg(
+        long,
+        env = "HEARTH_STORE_SIZE",
+        default_value = "64Gi",
+        value_parser = |text: &str| size::parse_mb("HEARTH_STORE_SIZE", text)
+    )]
+    pub store_size: u64,
     /// VMM processes that wait for a snapshot, per template.
     #[arg(long, env = "HEARTH_PARKED", default_value_t = 2)]
     pub parked: usize,
@@ -88,6 +103,13 @@ impl AgentConfig {
                 size::DISK_MB_MAX
             ));
         }
+        if self.store_size < store::SIZE_MB_MIN {
+            faults.push(format!(
+                "HEARTH_STORE_SIZE: {} MiB are less than {} MiB",
+                self.store_size,
+                store::SIZE_MB_MIN
+            ));
+        }
         if self.max_capsules == 0 || 4096 < self.max_capsules {
             faults.push(format!("HEARTH_MAX_CAPSULES: {} is not from 1 to 4096", self.max_capsules));
         }
@@ -117,13 +139,36 @@ impl AgentConfig {
 pub struct Layout {
     dir: PathBuf,
     cache: PathBuf,
+    /// Whether disks and snapshots are on a file system of the agent's own.
+    has_store: bool,
 }
 
 impl Layout {
     /// `dir` is Hearth's data folder (`HEARTH_DIR`), `cache` the folder of artefacts that are keyed by their content
     /// (`HEARTH_CACHE`).
     pub fn new(dir: &Path, cache: &Path) -> Self {
-        Self { dir: dir.to_owned(), cache: cache.to_owned() }
+        let layout = Self { dir: dir.to_owned(), cache: cache.to_owned(), has_store: false };
+        layout.renewed()
+    }
+
+    /// The same, after the agent's own file system was made or removed.
+    pub fn renewed(&self) -> Self {
+        Self { has_store: self.store_image().exists(), ..self.clone() }
+    }
+
+    /// File with the agent's own file system, if it has one.
+    pub fn store_image(&self) -> PathBuf {
+        self.agent().join("store.xfs")
+    }
+
+    /// Where that is mounted.
+    pub fn store(&self) -> PathBuf {
+        self.agent().join("store")
+    }
+
+    /// Folder of what lies on it, if there is one.
+    fn kept(&self) -> PathBuf {
+        if self.has_store { self.store() } else { self.agent() }
     }
 
     /// The agent's folder.
@@ -138,12 +183,12 @@ impl Layout {
 
     /// One folder per VMM.
     pub fn vmms(&self) -> PathBuf {
-        self.agent().join("vmms")
+        self.kept().join("vmms")
     }
 
     /// Generations of capsules: what paused ones are resumed from, and named snapshots.
     pub fn snapshots(&self) -> PathBuf {
-        self.agent().join("snapshots")
+        self.kept().join("snapshots")
     }
 
     /// One record per paused capsule.
@@ -202,6 +247,8 @@ mod tests {
             image_budget_mb: 1,
             default_disk: 100,
             disk_reserve_mb: 1024,
+            store_fs: StoreFs::Plain,
+            store_size: 100,
             parked: 100,
             prefetch: true,
             max_capsules: 0,
@@ -212,6 +259,7 @@ mod tests {
             "MEMORY_MB",
             "VCPUS",
             "DEFAULT_DISK",
+            "STORE_SIZE",
             "IMAGE_BUDGET_MB",
             "PARKED",
             "MAX_CAPSULES",

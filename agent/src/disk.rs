@@ -4,3 +4,4 @@
 pub mod reserve;
 pub mod size;
 pub mod sparse;
+pub mod store;

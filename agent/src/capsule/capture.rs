@@ -143,6 +143,8 @@ pub async fn capture(
     order: Order,
     figures: &mut Figures,
 ) -> Result<Captured, CaptureError> {
+    let upper = vmm.upper();
+    blocking(move || sparse::settle(&upper).map_err(file("the writable layer"))).await?;
     let start = Instant::now();
     vmm.pause().await?;
     let owned = generations.clone();

@@ -11,7 +11,10 @@ use crate::{
     },
     disk::size::check_growth,
     error::AgentError,
-    template::{Progress, Template},
+    template::{
+        Progress, Template,
+        sizes::{self, NoSize, Wanted},
+    },
 };
 use futures::{Stream, StreamExt, stream};
 use hearth_proto::{
@@ -52,7 +55,8 @@ impl AgentService {
         if self.parts.shutdown.token().is_cancelled() {
             return Err(AgentError::Stopping);
         }
-        let source = self.source(&request.template).await?;
+        let wanted = Wanted { vcpus: request.vcpus, memory_mb: request.memory_mb };
+        let source = self.source(&request.template, wanted).await?;
         if request.disk_mb != 0 {
             check_growth(source.disk_mb(), request.disk_mb)
                 .map_err(|reason| AgentError::Invalid { field: "disk_mb", reason })?;
@@ -77,15 +81,22 @@ impl AgentService {
     }
 
     /// What a name can be restored from: a template, or a named snapshot.
-    async fn source(&self, name: &str) -> Result<Source, AgentError> {
-        if let Some(template) = self.parts.templates.get(name) {
-            return Ok(Source::Template(template));
+    async fn source(&self, name: &str, wanted: Wanted) -> Result<Source, AgentError> {
+        if let Some(template) = self.parts.templates.pick(name, wanted) {
+            return Ok(Source::Template(template.map_err(no_size)?));
         }
         if name.parse::<SnapshotId>().is_err() {
             return Err(AgentError::TemplateNotFound(name.to_owned()));
         }
-        Ok(Source::Generation(self.generation(name).await?))
+        let generation = self.generation(name).await?;
+        let size = generation.snapshot.manifest.size;
+        sizes::choose(&[size], size, wanted).map_err(no_size)?;
+        Ok(Source::Generation(generation))
     }
+}
+
+fn no_size(error: NoSize) -> AgentError {
+    AgentError::Invalid { field: "vcpus, memory_mb", reason: error.to_string() }
 }
 
 pub(super) fn parse(id: &str) -> Result<CapsuleId, AgentError> {
@@ -130,8 +141,12 @@ impl Agent for AgentService {
         &self,
         request: Request<wire::EnsureTemplateRequest>,
     ) -> Result<Response<Self::EnsureTemplateStream>, Status> {
-        let name = request.into_inner().template;
-        let progress = self.parts.templates.ensure(&name).ok_or(AgentError::TemplateNotFound(name))?;
+        let wire::EnsureTemplateRequest { template: name, vcpus, memory_mb } = request.into_inner();
+        let templates = &self.parts.templates;
+        let size = templates
+            .size(Wanted { vcpus, memory_mb })
+            .map_err(|(field, reason)| AgentError::Invalid { field, reason })?;
+        let progress = templates.ensure(&name, size).ok_or(AgentError::TemplateNotFound(name))?;
         let replies = WatchStream::new(progress).scan(false, |done, progress| {
             let end = std::mem::replace(done, !matches!(progress, Progress::Line(_)));
             futures::future::ready((!end).then(|| progress_wire(progress)))

@@ -35,11 +35,11 @@ pub struct Recipe {
 
 impl Recipe {
     /// The recipe of a name.
-    pub fn find(name: &str, config: &AgentConfig) -> Option<Self> {
+    pub fn find(name: &str, size: Size, config: &AgentConfig) -> Option<Self> {
         match name {
             "code" => Some(Self {
                 name: "code",
-                size: config.size(),
+                size,
                 disk_mb: config.default_disk,
                 languages: vec!["python".to_owned()],
             }),

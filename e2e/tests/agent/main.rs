@@ -4,10 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod damage;
+mod disk;
 mod fork;
 mod killed;
 mod pause;
+mod small;
+mod sizes;
 mod snapshots;
+mod store;
 
 use hearth_e2e::{agent::TestAgent, leftovers};
 use hearth_proto::wire::agent as wire;
@@ -143,7 +147,7 @@ async fn bad_calls_are_refused_by_name() {
     assert!(error.message().contains("capsule_id"), "{error:?}");
     let error = agent
         .client
-        .ensure_template(wire::EnsureTemplateRequest { template: "x".to_owned() })
+        .ensure_template(wire::EnsureTemplateRequest { template: "x".to_owned(), ..Default::default() })
         .await
         .unwrap_err();
     assert_eq!(error.code(), tonic::Code::NotFound);

@@ -177,7 +177,7 @@ impl Agent {
     /// Builds the template unless it is there.
     pub(crate) async fn ensure(&self, template: &str) -> Result<Build, AgentError> {
         let mut client = self.client.clone();
-        let request = agent::EnsureTemplateRequest { template: template.to_owned() };
+        let request = agent::EnsureTemplateRequest { template: template.to_owned(), ..Default::default() };
         let stream = call("EnsureTemplate", BUILD_SILENCE, client.ensure_template(request)).await?;
         Ok(Build { stream })
     }
