@@ -145,7 +145,7 @@ pub struct Layout {
 
 impl Layout {
     /// `dir` is Hearth's data folder (`HEARTH_DIR`), `cache` the folder of artefacts that are keyed by their content
-    /// (`HEARTH_CACHE`).
+    /// (`HEARTH_CACHE`). Looks whether the agent has a file system of its own there.
     pub fn new(dir: &Path, cache: &Path) -> Self {
         let layout = Self { dir: dir.to_owned(), cache: cache.to_owned(), has_store: false };
         layout.renewed()

@@ -103,6 +103,11 @@ impl Runner {
 }
 
 impl Handle {
+    /// Size of its disk in MiB; 0 while it has none.
+    pub fn disk_mb(&self) -> u64 {
+        self.disk.measure().0
+    }
+
     /// Grows its disk. One that comes back in a moment is waited for; refused unless it runs.
     pub async fn grow_disk(&self, wanted_mb: u64) -> Result<(), AgentError> {
         self.settled(Request::Use).await?;

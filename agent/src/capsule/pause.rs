@@ -157,6 +157,9 @@ impl Runner {
             return Err(Setback { error: CaptureError::Engine.into(), fatal: None });
         }
         let prepare = Instant::now();
+        if let Err(error) = capture::settle(&life.vmm).await {
+            return Err(Setback { error: error.into(), fatal: None });
+        }
         let prepared = timeout(PREPARE_DEADLINE, life.guest.prepare(Vec::new())).await;
         figures.prepare = prepare.elapsed();
         step("prepare", prepare);

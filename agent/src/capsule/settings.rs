@@ -20,3 +20,13 @@ impl fmt::Debug for Settings {
         f.debug_struct("Settings").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_from_before_a_setting_was_there_are_read() {
+        assert_eq!(serde_json::from_str::<Settings>("{}").unwrap(), Settings::default());
+    }
+}

@@ -187,6 +187,11 @@ impl Agent for AgentService {
             .into());
         }
         let handle = self.capsule(&request.capsule_id)?;
+        if request.disk_mb != 0 {
+            // Before it is claimed: a refused call changes nothing.
+            check_growth(handle.disk_mb(), request.disk_mb)
+                .map_err(|reason| AgentError::Invalid { field: "disk_mb", reason })?;
+        }
         let guest = handle.claim().await?;
         if request.disk_mb != 0 {
             handle.grow_disk(request.disk_mb).await?;

@@ -17,7 +17,7 @@ import hashlib, os, threading
 stop, written, fault = threading.Event(), hashlib.sha256(), []
 def write():
     try:
-        with open('/root/stream', 'wb') as file:
+        with open('/var/tmp/stream', 'wb') as file:
             while not stop.is_set():
                 block = os.urandom(1 << 18)
                 file.write(block)
@@ -35,7 +35,7 @@ const WRITE_NO_MORE: &str = r#"
 stop.set()
 writer.join()
 assert not fault, fault
-print(hashlib.sha256(open('/root/stream', 'rb').read()).hexdigest() == written.hexdigest())
+print(hashlib.sha256(open('/var/tmp/stream', 'rb').read()).hexdigest() == written.hexdigest())
 "#;
 
 async fn restore(agent: &mut TestAgent, template: &str, disk_mb: u64) -> anyhow::Result<CapsuleId> {
@@ -126,12 +126,12 @@ async fn a_disk_grows_under_a_writer_and_stays_so_over_pause_fork_and_rollback()
     let (copies, _) = agent.fork(id, 1).await.unwrap();
     assert!(is_about(seen(&mut agent, copies[0]).await, 9000));
     let same =
-        agent.python(copies[0], "import os\nprint(os.path.getsize('/root/stream') > 0)").await.unwrap();
+        agent.python(copies[0], "import os\nprint(os.path.getsize('/var/tmp/stream') > 0)").await.unwrap();
     assert_eq!(same, "True");
     // The snapshot is of a smaller disk; the capsule keeps the size it was given.
     agent.rollback(id, early).await.unwrap();
     assert!(is_about(seen(&mut agent, id).await, 9000));
-    let error = agent.shell(id, "ls /root/stream").await.unwrap_err();
+    let error = agent.shell(id, "ls /var/tmp/stream").await.unwrap_err();
     assert!(error.to_string().contains("No such file"), "{error}");
     agent.process.stop().unwrap();
     assert_eq!(leftovers::of(dir.path()), Vec::<String>::new());

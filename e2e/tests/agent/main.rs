@@ -8,8 +8,8 @@ mod disk;
 mod fork;
 mod killed;
 mod pause;
-mod small;
 mod sizes;
+mod small;
 mod snapshots;
 mod store;
 

@@ -1,9 +1,9 @@
 //! The agent's store on an XFS of its own: copies share blocks, the mount outlives the agent, and nothing is left.
 
 use crate::folder;
-use hearth_e2e::{agent::TestAgent, leftovers};
+use hearth_e2e::{agent::TestAgent, leftovers, process::until};
 use nix::sys::statvfs::statvfs;
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 const XFS: [(&str, &str); 3] =
     [("HEARTH_PARKED", "0"), ("HEARTH_STORE_FS", "xfs"), ("HEARTH_STORE_SIZE", "4Gi")];
@@ -51,8 +51,11 @@ async fn on_an_xfs_of_its_own_copies_share_blocks_and_outlive_the_agent() {
     let used = used_mb(&store);
     let (copies, reply) = agent.fork(id, 3).await.unwrap();
     println!("fork of 3 with 150 MB on disk: {:?}", reply.capture);
-    let more = used_mb(&store) - used;
-    assert!(more < 100, "three copies of 150 MB took {more} MB");
+    // The capture's memory, which held the file too, is given back in the background.
+    until(Duration::from_secs(30), "three copies of 150 MB that take little", || {
+        Ok((used_mb(&store) < used + 100).then_some(()))
+    })
+    .unwrap();
     let uppers = uppers(dir.path());
     assert_eq!((uppers.len(), uppers.iter().filter(|upper| shares(upper)).count()), (4, 4));
     for copy in copies {
