@@ -127,6 +127,7 @@ pub fn open(layout: &Layout, asked: StoreFs, size_mb: u64) -> Result<Layout, Sto
             fs::remove_file(&image).map_err(fail(&image))?;
         }
         Plan::Refuse => {
+            close(layout).map_err(fail(&layout.store()))?;
             let (asked, is) = if exists { ("plain", "xfs") } else { ("xfs", "plain") };
             let folder = layout.vmms().parent().unwrap_or(&layout.agent()).to_owned();
             return Err(StoreFsError::InUse { asked, is, folder });
