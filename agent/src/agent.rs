@@ -8,7 +8,11 @@ use crate::{
         runner,
     },
     config::{AgentConfig, ConfigError, Layout},
-    engine::{Accelerator, Engine, EngineError, TCG_WARNING},
+    disk::{
+        reserve::Reserve,
+        store::{self, StoreFs, StoreFsError},
+    },
+    engine::{Accelerator, Engine, EngineError, Kind, TCG_WARNING},
     grpc::service::AgentService,
     memory::image::{ImageError, Images},
     reaper::{
@@ -53,6 +57,9 @@ pub enum StartError {
     /// No snapshot store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// No file system for disks and snapshots.
+    #[error(transparent)]
+    StoreFs(#[from] StoreFsError),
     /// No records of paused capsules.
     #[error(transparent)]
     Paused(#[from] PausedError),
@@ -89,6 +96,8 @@ pub struct Parts {
     pub paused: PausedRecords,
     /// Memory images.
     pub images: Arc<Images>,
+    /// What the host's disks keep free.
+    pub reserve: Reserve,
     /// What this host is.
     pub host: wire::Host,
     /// Stops everything.
@@ -118,9 +127,13 @@ impl Agent {
         let layout = Layout::new(dir, cache);
         fs::create_dir_all(layout.agent()).map_err(host("the agent's folder"))?;
         let listener = socket::bind(&layout.socket()).map_err(host("the agent's socket"))?;
+        let layout = open_store(&config, layout).await?;
         let swept = sweep(&layout).await.map_err(host("sweeping what an earlier agent left"))?;
         report(&swept);
         let engine = choose_engine(&config, &helper).await?;
+        if config.store_fs == StoreFs::Xfs && matches!(engine.kind, Kind::Firecracker { .. }) {
+            return Err(StoreFsError::Firecracker.into());
+        }
         let store = Store::open(&layout.templates())?;
         let images = Arc::new(Images::open(&layout.images(), config.image_budget_mb)?);
         // Capsules, parked VMMs, and a template build.
@@ -137,6 +150,8 @@ impl Agent {
         let shutdown = Shutdown::new();
         let parking = Parking::start(launcher.clone(), images.clone(), config.parked, &shutdown);
         let registry = Arc::new(Registry::new(config.max_capsules));
+        // A store of its own is a sparse file, which fills the file system that it is on.
+        let reserve = Reserve::new(vec![layout.vmms(), layout.agent()], config.disk_reserve_mb);
         let tasks = shutdown.tasks().clone();
         let templates = Arc::new(Templates::new(store, images.clone(), launcher, parking, config, tasks));
         let generations = Arc::new(Generations::open(&layout.snapshots(), templates.clone())?);
@@ -144,8 +159,16 @@ impl Agent {
             .map_err(host("the snapshots' folder"))?;
         let paused = PausedRecords::open(&layout.paused())?;
         let records = find_paused(&generations, &paused)?;
-        let parts =
-            Arc::new(Parts { registry, templates, generations, paused, images, host: host_facts, shutdown });
+        let parts = Arc::new(Parts {
+            registry,
+            templates,
+            generations,
+            paused,
+            images,
+            reserve,
+            host: host_facts,
+            shutdown,
+        });
         take_over(&parts, records);
         let stop_server = CancellationToken::new();
         let service = AgentServer::new(AgentService::new(parts.clone()))
@@ -194,6 +217,7 @@ impl Agent {
 pub async fn clean(layout: &Layout) -> io::Result<Swept> {
     let swept = sweep(layout).await?;
     Images::unmount(&layout.images())?;
+    store::close(layout)?;
     match fs::remove_file(layout.socket()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
@@ -245,6 +269,12 @@ fn report(swept: &Swept) {
         capsules = swept.capsules.len(),
         "swept what an earlier agent left"
     );
+}
+
+async fn open_store(config: &AgentConfig, layout: Layout) -> Result<Layout, StartError> {
+    let (asked, size_mb) = (config.store_fs, config.store_size);
+    let opened = tokio::task::spawn_blocking(move || store::open(&layout, asked, size_mb));
+    Ok(opened.await.map_err(|error| host("opening the store")(io::Error::other(error)))??)
 }
 
 async fn choose_engine(config: &AgentConfig, helper: &Path) -> Result<Engine, StartError> {

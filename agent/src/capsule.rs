@@ -13,6 +13,7 @@
 //! disk and back is in [`pause`].
 
 pub mod capture;
+pub mod disk;
 pub mod fork;
 pub mod handle;
 pub mod ledger;

@@ -1,6 +1,10 @@
 //! The agent's configuration.
 
 use crate::{
+    disk::{
+        size,
+        store::{self, StoreFs},
+    },
     engine::{EngineChoice, Programs},
     vmm::machine::Size,
 };
@@ -24,6 +28,30 @@ pub struct AgentConfig {
     /// Size of the tmpfs that holds memory images and template builds, in MiB.
     #[arg(long, env = "HEARTH_IMAGE_BUDGET_MB", default_value_t = 4096)]
     pub image_budget_mb: u64,
+    /// Size of a capsule's disk when it is not asked for another: a number and M, Mi, G or Gi; at least 256Mi. Part of
+    /// a template: another size builds it again.
+    #[arg(
+        long,
+        env = "HEARTH_DEFAULT_DISK",
+        default_value = "2Gi",
+        value_parser = |text: &str| size::parse_mb("HEARTH_DEFAULT_DISK", text)
+    )]
+    pub default_disk: u64,
+    /// What the file system of the capsules' disks keeps free, in MiB: with less, no new capsule is started.
+    #[arg(long, env = "HEARTH_DISK_RESERVE_MB", default_value_t = 1024)]
+    pub disk_reserve_mb: u64,
+    /// What capsules' disks and snapshots are kept on: the data folder's file system, or an XFS of the agent's own in a
+    /// sparse file there, on which copies share their blocks.
+    #[arg(long, env = "HEARTH_STORE_FS", value_enum, default_value = "plain")]
+    pub store_fs: StoreFs,
+    /// Size of that XFS when it is made: a number and M, Mi, G or Gi; at least 1Gi.
+    #[arg(
+        long,
+        env = "HEARTH_STORE_SIZE",
+        default_value = "64Gi",
+        value_parser = |text: &str| size::parse_mb("HEARTH_STORE_SIZE", text)
+    )]
+    pub store_size: u64,
     /// VMM processes that wait for a snapshot, per template.
     #[arg(long, env = "HEARTH_PARKED", default_value_t = 2)]
     pub parked: usize,
@@ -67,6 +95,21 @@ impl AgentConfig {
                 self.image_budget_mb
             ));
         }
+        if !(size::DISK_MB_MIN..=size::DISK_MB_MAX).contains(&self.default_disk) {
+            faults.push(format!(
+                "HEARTH_DEFAULT_DISK: {} MiB are not from {} to {} MiB",
+                self.default_disk,
+                size::DISK_MB_MIN,
+                size::DISK_MB_MAX
+            ));
+        }
+        if self.store_size < store::SIZE_MB_MIN {
+            faults.push(format!(
+                "HEARTH_STORE_SIZE: {} MiB are less than {} MiB",
+                self.store_size,
+                store::SIZE_MB_MIN
+            ));
+        }
         if self.max_capsules == 0 || 4096 < self.max_capsules {
             faults.push(format!("HEARTH_MAX_CAPSULES: {} is not from 1 to 4096", self.max_capsules));
         }
@@ -96,13 +139,36 @@ impl AgentConfig {
 pub struct Layout {
     dir: PathBuf,
     cache: PathBuf,
+    /// Whether disks and snapshots are on a file system of the agent's own.
+    has_store: bool,
 }
 
 impl Layout {
     /// `dir` is Hearth's data folder (`HEARTH_DIR`), `cache` the folder of artefacts that are keyed by their content
-    /// (`HEARTH_CACHE`).
+    /// (`HEARTH_CACHE`). Looks whether the agent has a file system of its own there.
     pub fn new(dir: &Path, cache: &Path) -> Self {
-        Self { dir: dir.to_owned(), cache: cache.to_owned() }
+        let layout = Self { dir: dir.to_owned(), cache: cache.to_owned(), has_store: false };
+        layout.renewed()
+    }
+
+    /// The same, after the agent's own file system was made or removed.
+    pub fn renewed(&self) -> Self {
+        Self { has_store: self.store_image().exists(), ..self.clone() }
+    }
+
+    /// File with the agent's own file system, if it has one.
+    pub fn store_image(&self) -> PathBuf {
+        self.agent().join("store.xfs")
+    }
+
+    /// Where that is mounted.
+    pub fn store(&self) -> PathBuf {
+        self.agent().join("store")
+    }
+
+    /// Folder of what lies on it, if there is one.
+    fn kept(&self) -> PathBuf {
+        if self.has_store { self.store() } else { self.agent() }
     }
 
     /// The agent's folder.
@@ -117,12 +183,12 @@ impl Layout {
 
     /// One folder per VMM.
     pub fn vmms(&self) -> PathBuf {
-        self.agent().join("vmms")
+        self.kept().join("vmms")
     }
 
     /// Generations of capsules: what paused ones are resumed from, and named snapshots.
     pub fn snapshots(&self) -> PathBuf {
-        self.agent().join("snapshots")
+        self.kept().join("snapshots")
     }
 
     /// One record per paused capsule.
@@ -179,15 +245,27 @@ mod tests {
             memory_mb: 100,
             vcpus: 0,
             image_budget_mb: 1,
+            default_disk: 100,
+            disk_reserve_mb: 1024,
+            store_fs: StoreFs::Plain,
+            store_size: 100,
             parked: 100,
             prefetch: true,
             max_capsules: 0,
             uid_base: 0,
         };
         let text = config.check(Path::new("relative")).unwrap_err().to_string();
-        for name in
-            ["MEMORY_MB", "VCPUS", "IMAGE_BUDGET_MB", "PARKED", "MAX_CAPSULES", "UID_BASE", "HEARTH_DIR"]
-        {
+        for name in [
+            "MEMORY_MB",
+            "VCPUS",
+            "DEFAULT_DISK",
+            "STORE_SIZE",
+            "IMAGE_BUDGET_MB",
+            "PARKED",
+            "MAX_CAPSULES",
+            "UID_BASE",
+            "HEARTH_DIR",
+        ] {
             assert!(text.contains(name), "{name} in {text}");
         }
     }

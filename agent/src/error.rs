@@ -2,12 +2,19 @@
 
 use crate::{
     capsule::{capture::CaptureError, paused::PausedError, state::Denied},
+    disk::reserve::NoRoom,
     guest::GuestError,
     memory::image::ImageError,
     snapshot::{generation::GenerationError, store::StoreError},
     template::TemplateError,
     vmm::{control::VmmError, launch::LaunchError},
 };
+
+impl From<NoRoom> for AgentError {
+    fn from(no_room: NoRoom) -> Self {
+        Self::NoCapacity(no_room.to_string())
+    }
+}
 
 /// Everything a call of the agent can fail with.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,7 @@ use hearth_proto::{
     metadata,
     wire::{
         envd::{
-            ActivateReply, ActivateRequest, HealthReply, HealthRequest, PrepareRequest,
+            ActivateReply, ActivateRequest, GrowDiskRequest, HealthReply, HealthRequest, PrepareRequest,
             envd_client::EnvdClient,
         },
         process::{ExecEvent, ExecRequest},
@@ -37,6 +37,8 @@ const ACTIVATE_DEADLINE: Duration = Duration::from_secs(20);
 const PREPARE_DEADLINE: Duration = Duration::from_secs(240);
 /// Three cells that print a number.
 const REHEARSAL_DEADLINE: Duration = Duration::from_secs(20);
+/// A terabyte more takes seconds under software emulation.
+const GROW_DEADLINE: Duration = Duration::from_secs(60);
 const HEALTH_DEADLINE: Duration = Duration::from_secs(5);
 /// One attempt to connect; a running guest takes 2 ms, under software emulation on a busy host some hundred.
 const DIAL_DEADLINE: Duration = Duration::from_millis(700);
@@ -218,6 +220,12 @@ impl Guest {
     pub async fn prepare(&self, languages: Vec<String>) -> Result<(), GuestError> {
         let mut client = self.client.clone();
         within("Prepare", PREPARE_DEADLINE, client.prepare(PrepareRequest { languages })).await.map(drop)
+    }
+
+    /// Grows the file system of the guest's disk to the size that the disk was given.
+    pub async fn grow_disk(&self, bytes: u64) -> Result<(), GuestError> {
+        let mut client = self.client.clone();
+        within("GrowDisk", GROW_DEADLINE, client.grow_disk(GrowDiskRequest { bytes })).await.map(drop)
     }
 
     /// Asks whether the guest is alive; sets its clock on the way.

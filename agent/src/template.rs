@@ -4,6 +4,7 @@ pub mod base;
 pub mod build;
 pub mod recipe;
 pub mod shelf;
+pub mod sizes;
 pub mod working_set;
 
 use crate::{
@@ -15,10 +16,11 @@ use crate::{
         fit,
         store::{Snapshot, Store, StoreError},
     },
-    vmm::launch::Launcher,
+    vmm::{launch::Launcher, machine::Size},
 };
 use build::BuildError;
 use recipe::{BootSet, Recipe, RecipeError};
+use sizes::{NoSize, Wanted};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
@@ -84,8 +86,9 @@ pub struct Templates {
     recordings: Recordings,
     /// Work that a stopping agent waits for.
     tasks: TaskTracker,
-    ready: Mutex<HashMap<String, Arc<Template>>>,
-    building: Mutex<HashMap<String, watch::Receiver<Progress>>>,
+    /// By name and size.
+    ready: Mutex<HashMap<(String, Size), Arc<Template>>>,
+    building: Mutex<HashMap<(String, Size), watch::Receiver<Progress>>>,
     /// Older snapshots of templates, for capsules that stand on them.
     bases: Mutex<HashMap<String, Arc<Template>>>,
 }
@@ -114,9 +117,29 @@ impl Templates {
         }
     }
 
-    /// A template that was ensured before.
+    /// A template that was ensured before, in its usual size if it has that.
     pub fn get(&self, name: &str) -> Option<Arc<Template>> {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.pick(name, Wanted::default())?.ok()
+    }
+
+    /// A template that was ensured before, in the smallest size that has what is wanted. None when there is none of
+    /// this name in any size.
+    pub fn pick(&self, name: &str, wanted: Wanted) -> Option<Result<Arc<Template>, NoSize>> {
+        let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        let baked: Vec<Size> = ready.keys().filter(|key| key.0 == name).map(|key| key.1).collect();
+        if baked.is_empty() {
+            return None;
+        }
+        match sizes::choose(&baked, self.config.size(), wanted) {
+            Ok(size) => ready.get(&(name.to_owned(), size)).cloned().map(Ok),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// The size that `wanted` means for a template that is baked; the field and the reason when it cannot be baked.
+    pub fn size(&self, wanted: Wanted) -> Result<Size, (&'static str, String)> {
+        let size = wanted.or(self.config.size());
+        sizes::check(size, self.config.image_budget_mb).map(|()| size)
     }
 
     /// All that were ensured.
@@ -126,14 +149,15 @@ impl Templates {
 
     /// Loads the template's snapshot, or builds it. Concurrent calls watch the same build. Fails at once for a name
     /// that no recipe has.
-    pub fn ensure(self: &Arc<Self>, name: &str) -> Option<watch::Receiver<Progress>> {
-        let recipe = Recipe::find(name, &self.config)?;
+    pub fn ensure(self: &Arc<Self>, name: &str, size: Size) -> Option<watch::Receiver<Progress>> {
+        let recipe = Recipe::find(name, size, &self.config)?;
+        let key = (name.to_owned(), size);
         let mut building = self.building.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(progress) = building.get(name) {
+        if let Some(progress) = building.get(&key) {
             return Some(progress.clone());
         }
         let (send, receive) = watch::channel(Progress::Line(format!("looking for template {name}")));
-        building.insert(name.to_owned(), receive.clone());
+        building.insert(key.clone(), receive.clone());
         drop(building);
         let templates = self.clone();
         tokio::spawn(async move {
@@ -148,7 +172,7 @@ impl Templates {
                         tracing::warn!(template = recipe.name, %error, "no working set could be recorded");
                     }
                     let mut ready = templates.ready.lock().unwrap_or_else(PoisonError::into_inner);
-                    ready.insert(recipe.name.to_owned(), template.clone());
+                    ready.insert(key.clone(), template.clone());
                     Progress::Done(template)
                 }
                 Err(error) => {
@@ -156,7 +180,7 @@ impl Templates {
                     Progress::Failed(error)
                 }
             };
-            templates.building.lock().unwrap_or_else(PoisonError::into_inner).remove(recipe.name);
+            templates.building.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
             // Watchers may have left.
             let _ = send.send(progress);
         });

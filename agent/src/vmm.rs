@@ -6,6 +6,7 @@
 //! ```
 
 pub mod control;
+pub mod disk;
 pub mod firecracker;
 pub mod folder;
 pub mod guard;

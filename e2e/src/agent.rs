@@ -55,7 +55,7 @@ impl TestAgent {
 
     /// Builds or loads the template `code`.
     pub async fn ensure_code(&mut self) -> anyhow::Result<wire::Template> {
-        let request = wire::EnsureTemplateRequest { template: "code".to_owned() };
+        let request = wire::EnsureTemplateRequest { template: "code".to_owned(), ..Default::default() };
         let mut progress = self.client.ensure_template(request).await?.into_inner();
         while let Some(message) = progress.next().await {
             if let Some(Progress::Template(template)) = message?.progress {
@@ -72,7 +72,7 @@ impl TestAgent {
             capsule_id: id.to_string(),
             template: "code".to_owned(),
             park,
-            env: Default::default(),
+            ..Default::default()
         };
         self.client.restore(request).await?;
         Ok(id)

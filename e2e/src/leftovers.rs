@@ -63,7 +63,13 @@ pub fn of(dir: &Path) -> Vec<String> {
         processes(dir).into_iter().map(|(pid, command)| format!("process {pid}: {command}")).collect();
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     found.extend(mounts.lines().filter(|line| line.contains(&folder)).map(|line| format!("mount {line}")));
-    for path in ["agent/vmms", "agent/images"] {
+    for device in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        let backing = fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
+        if backing.starts_with(&folder) {
+            found.push(format!("loop device {}: {backing}", device.path().display()));
+        }
+    }
+    for path in ["agent/vmms", "agent/images", "agent/store"] {
         for entry in fs::read_dir(dir.join(path)).into_iter().flatten().flatten() {
             found.push(format!("file {}", entry.path().display()));
         }

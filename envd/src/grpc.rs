@@ -5,6 +5,7 @@ mod exec;
 mod status;
 
 use crate::{
+    disk,
     gate::{Call, Gate},
     process::Processes,
     snapshot::{Guest, activate, prepare},
@@ -14,8 +15,8 @@ use hearth_proto::{
     metadata,
     wire::{
         envd::{
-            ActivateReply, ActivateRequest, HealthReply, HealthRequest, PrepareReply, PrepareRequest,
-            envd_server::Envd,
+            ActivateReply, ActivateRequest, GrowDiskReply, GrowDiskRequest, HealthReply, HealthRequest,
+            PrepareReply, PrepareRequest, envd_server::Envd,
         },
         process::{ExecEvent, ExecRequest},
         run::{RunEvent, RunRequest},
@@ -108,6 +109,13 @@ impl Envd for Service {
         let uptime = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(Duration::from);
         let uptime_ms = u64::try_from(uptime.map_err(status::internal)?.as_millis()).unwrap_or(u64::MAX);
         Ok(Response::new(HealthReply { realtime_ns, uptime_ms }))
+    }
+
+    async fn grow_disk(&self, request: Request<GrowDiskRequest>) -> Result<Response<GrowDiskReply>, Status> {
+        self.enter(request.metadata())?;
+        let bytes = request.into_inner().bytes;
+        disk::grow(bytes).await.map_err(status::internal)?;
+        Ok(Response::new(GrowDiskReply {}))
     }
 
     type ExecStream = BoxStream<'static, Result<ExecEvent, Status>>;

@@ -10,6 +10,7 @@ pub mod boot;
 pub mod cgroup;
 pub mod cmdline;
 pub mod config;
+pub mod disk;
 pub mod gate;
 pub mod grpc;
 pub mod init;

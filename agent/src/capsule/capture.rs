@@ -141,6 +141,10 @@ pub async fn capture(
     order: Order,
     figures: &mut Figures,
 ) -> Result<Captured, CaptureError> {
+    let settled = Instant::now();
+    settle(vmm).await?;
+    // The processors still run.
+    figures.prepare += settled.elapsed();
     let start = Instant::now();
     vmm.pause().await?;
     let owned = generations.clone();
@@ -162,6 +166,12 @@ pub async fn capture(
     figures.own_pages = copied.own_pages;
     figures.written_pages = copied.pending.pages;
     Ok(Captured { draft, manifest: manifest(base, order), memory: copied.pending })
+}
+
+/// Writes out what would delay the copy of the writable layer. Worth calling while user processes still run, too.
+pub(super) async fn settle(vmm: &Vmm) -> Result<(), CaptureError> {
+    let upper = vmm.upper();
+    blocking(move || sparse::settle(&upper).map_err(file("the writable layer"))).await
 }
 
 fn manifest(base: &Template, order: Order) -> Manifest {

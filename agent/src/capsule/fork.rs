@@ -39,6 +39,7 @@ pub async fn fork(parts: &Arc<Parts>, source: &Handle, ids: &[CapsuleId]) -> Res
     if let Some(copies) = already_there(parts, ids)? {
         return Ok(Forked { copies, figures: None });
     }
+    parts.reserve.check()?;
     let shot = source.capture(Generations::new_key(), Durability::Transient).await?;
     let mut copies = Vec::with_capacity(ids.len());
     let outcome = match begin(parts, source, &shot, ids, &mut copies) {

@@ -2,6 +2,7 @@
 
 use super::{
     capture::Figures,
+    disk::Place,
     settings::Settings,
     state::{Decision, Denied, Request, State},
 };
@@ -31,6 +32,8 @@ pub enum Message {
     Capture(Capture),
     /// Become a restore of this snapshot. Answered with the time it took.
     RollBack(Arc<Generation>, Reply<Duration>),
+    /// Have a disk of this many MiB.
+    GrowDisk(u64, Reply<()>),
     /// Give everything back; answered when it is.
     Destroy(oneshot::Sender<()>),
     /// The agent stops: as destroy, but a paused capsule stays on disk.
@@ -96,6 +99,7 @@ pub struct Facts {
 pub struct Handle {
     /// What does not change.
     pub facts: Arc<Facts>,
+    pub(super) disk: Arc<Place>,
     pub(super) messages: mpsc::Sender<Message>,
     pub(super) state: watch::Receiver<State>,
     pub(super) guest: watch::Receiver<Option<Guest>>,
@@ -180,7 +184,7 @@ impl Handle {
     }
 
     /// Decides a request, after what it joins is over.
-    async fn settled(&self, request: Request) -> Result<Decision, AgentError> {
+    pub(super) async fn settled(&self, request: Request) -> Result<Decision, AgentError> {
         let mut state = self.state.clone();
         loop {
             let decision = state.borrow_and_update().decide(request)?;
@@ -191,7 +195,7 @@ impl Handle {
         }
     }
 
-    async fn ask<T>(&self, message: impl FnOnce(Reply<T>) -> Message) -> Result<T, AgentError> {
+    pub(super) async fn ask<T>(&self, message: impl FnOnce(Reply<T>) -> Message) -> Result<T, AgentError> {
         let (reply, answer) = oneshot::channel();
         self.messages.send(message(reply)).await.map_err(|_| self.ended())?;
         answer.await.map_err(|_| self.ended())?
@@ -232,6 +236,7 @@ impl Handle {
     pub fn wire(&self, measured: Option<Measured>) -> wire::Capsule {
         let (state, reason) = self.state().wire();
         let measured = measured.unwrap_or_default();
+        let (disk_mb, disk_used_mb) = self.disk.measure();
         wire::Capsule {
             capsule_id: self.facts.id.to_string(),
             template: self.facts.template.clone(),
@@ -242,6 +247,8 @@ impl Handle {
             created_at_ms: self.facts.created_at_ms,
             faults: measured.pager.get(crate::memory::stats::Counter::Faults),
             private_kb: measured.private_kb,
+            disk_mb,
+            disk_used_mb,
         }
     }
 }

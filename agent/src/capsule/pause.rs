@@ -63,6 +63,7 @@ impl Runner {
         let key = Generations::new_key();
         match self.put_on_disk(life, &key).await {
             Ok(figures) => {
+                self.handle.disk.set(self.parts.generations.upper(&key));
                 self.happened(Happening::Paused);
                 step_took("pause", figures.total);
                 tracing::info!(?figures, "capsule paused");
@@ -153,6 +154,9 @@ impl Runner {
     /// The guest prepares, the vCPUs stop, the state is copied. After an error the capsule runs on, or is lost.
     async fn shoot(&mut self, life: &Life, key: &str, figures: &mut Figures) -> Result<Captured, Setback> {
         let prepare = Instant::now();
+        if let Err(error) = capture::settle(&life.vmm).await {
+            return Err(Setback { error: error.into(), fatal: None });
+        }
         let prepared = timeout(PREPARE_DEADLINE, life.guest.prepare(Vec::new())).await;
         figures.prepare = prepare.elapsed();
         step("prepare", prepare);
@@ -241,7 +245,7 @@ impl Runner {
                     Some(Turn::Ended(End::Destroyed(vec![reply])))
                 }
                 Message::Leave(reply) => Some(Turn::Ended(End::Left(Some(reply)))),
-                other @ (Message::Claim(_) | Message::Measure(_)) => {
+                other @ (Message::Claim(_) | Message::Measure(_) | Message::GrowDisk(..)) => {
                     self.refuse(other);
                     None
                 }
@@ -287,6 +291,7 @@ impl Runner {
         if !self.parts.registry.is_within_limit() {
             return Err(AgentError::NoCapacity("its limit of capsules is reached".to_owned()));
         }
+        self.parts.reserve.check()?;
         let generation = match to {
             Some(generation) => generation,
             None => self.generation(&rest.key).await?,
@@ -309,6 +314,7 @@ impl Runner {
     /// A new life serves; streams of the old one end.
     fn begin(&mut self, life: &Life) {
         self.guest.send_replace(Some(life.guest.clone()));
+        self.handle.disk.set(life.vmm.upper());
         self.happened(Happening::Runs);
     }
 

@@ -1,6 +1,7 @@
 //! From a snapshot to a capsule that answers.
 
 use super::{
+    disk,
     runner::{Life, Wish, step},
     source::Source,
 };
@@ -58,6 +59,7 @@ async fn bring_up(vmm: &Vmm, source: &Source, wish: Wish, start: Instant) -> Res
     let reply = guest.activate(identity).await?;
     step("handshake", handshake);
     tracing::debug!(steps = ?reply.step_us, "guest activated");
+    disk::ensure(vmm, &guest, wish.settings.disk_mb).await?;
     if wish.park {
         let rehearse = Instant::now();
         for language in &source.base().snapshot.manifest.languages {

@@ -73,6 +73,7 @@ pub fn rest(parts: &Arc<Parts>, record: PausedRecord) -> Handle {
     };
     let (mut runner, handle) = Runner::new(parts, facts, State::Paused, record.settings);
     let rest = Rest { key: record.generation, figures: None };
+    runner.handle.disk.set(parts.generations.upper(&rest.key));
     parts.shutdown.tasks().spawn(
         async move {
             let end = runner.lives(Turn::Paused(rest)).await;
@@ -121,7 +122,8 @@ impl Runner {
         let (messages, queue) = mpsc::channel(QUEUE);
         let (state, state_watch) = watch::channel(state);
         let (guest, guest_watch) = watch::channel(None);
-        let handle = Handle { facts: Arc::new(facts), messages, state: state_watch, guest: guest_watch };
+        let (facts, disk) = (Arc::new(facts), Arc::default());
+        let handle = Handle { facts, disk, messages, state: state_watch, guest: guest_watch };
         (Self { parts: parts.clone(), handle: handle.clone(), queue, state, guest, settings }, handle)
     }
 
@@ -132,6 +134,7 @@ impl Runner {
                 let source = if park { "pool" } else { "demand" };
                 metrics::counter!("hearth_agent_restores_total", "source" => source).increment(1);
                 self.guest.send_replace(Some(life.guest.clone()));
+                self.handle.disk.set(life.vmm.upper());
                 self.happened(Happening::Restored { parked: park });
                 self.lives(Turn::Lives(life)).await
             }
@@ -277,6 +280,10 @@ impl Runner {
                 let _ = reply.send(decision.map(|_| Duration::ZERO).map_err(AgentError::from));
                 None
             }
+            Message::GrowDisk(wanted_mb, reply) => {
+                self.grow_disk(life, wanted_mb, reply).await;
+                None
+            }
             Message::Destroy(reply) | Message::Leave(reply) => {
                 self.state.send_replace(State::Stopping);
                 Some(Turn::Ended(End::Destroyed(vec![reply])))
@@ -349,6 +356,9 @@ fn refuse(state: &State, message: Message) {
         }
         Message::Capture(order) => {
             let _ = order.reply.send(denied(state));
+        }
+        Message::GrowDisk(_, reply) => {
+            let _ = reply.send(denied(state));
         }
         Message::Destroy(reply) | Message::Leave(reply) => {
             let _ = reply.send(());

@@ -9,11 +9,24 @@ pub struct Settings {
     /// Environment of what runs in it. Given to the guest again whenever it is activated: a capture clears it there.
     #[serde(default)]
     pub env: HashMap<String, String>,
+    /// Least size of its disk in MiB; 0: as what it is restored from.
+    #[serde(default)]
+    pub disk_mb: u64,
 }
 
 impl fmt::Debug for Settings {
     /// Without the environment: it may hold secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_from_before_a_setting_was_there_are_read() {
+        assert_eq!(serde_json::from_str::<Settings>("{}").unwrap(), Settings::default());
     }
 }

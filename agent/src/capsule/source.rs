@@ -45,6 +45,11 @@ impl Source {
         self.snapshot().path(name::DEVICE)
     }
 
+    /// Size of its disk in MiB.
+    pub fn disk_mb(&self) -> u64 {
+        self.snapshot().manifest.upper_bytes >> 20
+    }
+
     /// A VMM that waits for the device state: parked ahead for a template, spawned now for a generation.
     pub async fn vmm(&self, templates: &Templates) -> Result<Vmm, AgentError> {
         let generation = match self {

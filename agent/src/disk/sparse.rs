@@ -3,14 +3,19 @@
 use nix::{
     errno::Errno,
     fcntl::copy_file_range,
+    sys::statfs::{BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs},
     unistd::{Whence, lseek},
 };
 use std::{
     fs::{File, OpenOptions},
     io,
     ops::Range,
-    os::{fd::AsRawFd, unix::fs::FileExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, OpenOptionsExt},
+    },
     path::Path,
+    time::Instant,
 };
 
 /// Bytes read at once where the kernel does not copy for us.
@@ -22,23 +27,53 @@ nix::ioctl_write_int_bad!(
     libc::FICLONE
 );
 
+/// How a file was copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// Both have the same blocks until one is written.
+    Reflink,
+    /// What is not a hole was copied.
+    Data,
+}
+
 /// Copies `from` to the new file `to`, keeping holes. Mode 0600. An error leaves no file.
-pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
+pub fn copy(from: &Path, to: &Path) -> io::Result<Method> {
+    let start = Instant::now();
     let source = File::open(from)?;
-    let target = OpenOptions::new().read(true).write(true).create_new(true).open(to)?;
+    let target = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(to)?;
     let copied = copy_into(&source, &target);
-    if copied.is_err() {
-        // The error that is returned says more than one of the clean-up.
-        let _ = std::fs::remove_file(to);
+    match &copied {
+        Ok(method) => {
+            let method = match method {
+                Method::Reflink => "reflink",
+                Method::Data => "data",
+            };
+            metrics::histogram!("hearth_agent_disk_copy_seconds", "method" => method)
+                .record(start.elapsed().as_secs_f64());
+        }
+        Err(_) => {
+            // The error that is returned says more than one of the clean-up.
+            let _ = std::fs::remove_file(to);
+        }
     }
     copied
 }
 
+/// Writes what a file has in memory only, if its file system shares blocks: it shares only what it has written, and a
+/// copy that is made while a capsule stands still would wait for that. Elsewhere it does nothing.
+pub fn settle(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    if matches!(fstatfs(&file)?.filesystem_type(), XFS_SUPER_MAGIC | BTRFS_SUPER_MAGIC) {
+        file.sync_data()?;
+    }
+    Ok(())
+}
+
 #[expect(unsafe_code, reason = "the reflink ioctl")]
-fn copy_into(source: &File, target: &File) -> io::Result<()> {
+fn copy_into(source: &File, target: &File) -> io::Result<Method> {
     // SAFETY: FICLONE takes two descriptors, both alive.
     match unsafe { ficlone(target.as_raw_fd(), source.as_raw_fd()) } {
-        Ok(_) => return Ok(()),
+        Ok(_) => return Ok(Method::Reflink),
         Err(Errno::EOPNOTSUPP | Errno::EXDEV | Errno::EINVAL | Errno::ENOTTY | Errno::ENOSYS) => {}
         Err(errno) => return Err(errno.into()),
     }
@@ -69,7 +104,7 @@ fn copy_into(source: &File, target: &File) -> io::Result<()> {
         }
         at = hole;
     }
-    Ok(())
+    Ok(Method::Data)
 }
 
 fn copy_by_hand(source: &File, target: &File, range: Range<u64>) -> io::Result<()> {

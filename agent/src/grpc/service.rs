@@ -9,8 +9,12 @@ use crate::{
         settings::Settings,
         source::Source,
     },
+    disk::size::check_growth,
     error::AgentError,
-    template::{Progress, Template},
+    template::{
+        Progress, Template,
+        sizes::{self, NoSize, Wanted},
+    },
 };
 use futures::{Stream, StreamExt, stream};
 use hearth_proto::{
@@ -51,9 +55,18 @@ impl AgentService {
         if self.parts.shutdown.token().is_cancelled() {
             return Err(AgentError::Stopping);
         }
-        let source = self.source(&request.template).await?;
-        let wish = Wish { id, park: request.park, settings: Settings { env: request.env } };
+        let wanted = Wanted { vcpus: request.vcpus, memory_mb: request.memory_mb };
+        let source = self.source(&request.template, wanted).await?;
+        if request.disk_mb != 0 {
+            check_growth(source.disk_mb(), request.disk_mb)
+                .map_err(|reason| AgentError::Invalid { field: "disk_mb", reason })?;
+        }
+        let settings = Settings { env: request.env, disk_mb: request.disk_mb };
+        let wish = Wish { id, park: request.park, settings };
         let template = request.template;
+        if self.parts.registry.get(id).is_none() {
+            self.parts.reserve.check()?;
+        }
         let made = self.parts.registry.insert(id, || runner::start(&self.parts, source, template, wish));
         match made {
             Ok(handle) => {
@@ -68,15 +81,22 @@ impl AgentService {
     }
 
     /// What a name can be restored from: a template, or a named snapshot.
-    async fn source(&self, name: &str) -> Result<Source, AgentError> {
-        if let Some(template) = self.parts.templates.get(name) {
-            return Ok(Source::Template(template));
+    async fn source(&self, name: &str, wanted: Wanted) -> Result<Source, AgentError> {
+        if let Some(template) = self.parts.templates.pick(name, wanted) {
+            return Ok(Source::Template(template.map_err(no_size)?));
         }
         if name.parse::<SnapshotId>().is_err() {
             return Err(AgentError::TemplateNotFound(name.to_owned()));
         }
-        Ok(Source::Generation(self.generation(name).await?))
+        let generation = self.generation(name).await?;
+        let size = generation.snapshot.manifest.size;
+        sizes::choose(&[size], size, wanted).map_err(no_size)?;
+        Ok(Source::Generation(generation))
     }
+}
+
+fn no_size(error: NoSize) -> AgentError {
+    AgentError::Invalid { field: "vcpus, memory_mb", reason: error.to_string() }
 }
 
 pub(super) fn parse(id: &str) -> Result<CapsuleId, AgentError> {
@@ -121,8 +141,12 @@ impl Agent for AgentService {
         &self,
         request: Request<wire::EnsureTemplateRequest>,
     ) -> Result<Response<Self::EnsureTemplateStream>, Status> {
-        let name = request.into_inner().template;
-        let progress = self.parts.templates.ensure(&name).ok_or(AgentError::TemplateNotFound(name))?;
+        let wire::EnsureTemplateRequest { template: name, vcpus, memory_mb } = request.into_inner();
+        let templates = &self.parts.templates;
+        let size = templates
+            .size(Wanted { vcpus, memory_mb })
+            .map_err(|(field, reason)| AgentError::Invalid { field, reason })?;
+        let progress = templates.ensure(&name, size).ok_or(AgentError::TemplateNotFound(name))?;
         let replies = WatchStream::new(progress).scan(false, |done, progress| {
             let end = std::mem::replace(done, !matches!(progress, Progress::Line(_)));
             futures::future::ready((!end).then(|| progress_wire(progress)))
@@ -163,7 +187,15 @@ impl Agent for AgentService {
             .into());
         }
         let handle = self.capsule(&request.capsule_id)?;
+        if request.disk_mb != 0 {
+            // Before it is claimed: a refused call changes nothing.
+            check_growth(handle.disk_mb(), request.disk_mb)
+                .map_err(|reason| AgentError::Invalid { field: "disk_mb", reason })?;
+        }
         let guest = handle.claim().await?;
+        if request.disk_mb != 0 {
+            handle.grow_disk(request.disk_mb).await?;
+        }
         // Sets the clock, which stood still, and shows that the guest is well.
         guest.health().await.map_err(AgentError::from)?;
         Ok(Response::new(handle.wire(None)))
@@ -263,6 +295,16 @@ impl Agent for AgentService {
         request: Request<wire::RollbackRequest>,
     ) -> Result<Response<wire::RollbackReply>, Status> {
         Ok(Response::new(self.roll_back(request.into_inner()).await?))
+    }
+
+    async fn grow_disk(
+        &self,
+        request: Request<wire::GrowDiskRequest>,
+    ) -> Result<Response<wire::Capsule>, Status> {
+        let request = request.into_inner();
+        let handle = self.capsule(&request.capsule_id)?;
+        handle.grow_disk(request.disk_mb).await?;
+        Ok(Response::new(handle.wire(None)))
     }
 
     type ExecStream = Replies<ExecEvent>;

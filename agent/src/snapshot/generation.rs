@@ -19,7 +19,7 @@ use crate::template::{Template, Templates, base::BaseError, platform};
 use std::{
     collections::{HashMap, HashSet},
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -135,6 +135,11 @@ impl Generations {
         }
         let released = self.templates.keep_bases(&needed, self.store.folder());
         released.map_err(|source| GenerationError::Keep { key: "*".to_owned(), source })
+    }
+
+    /// Path of the writable layer of the generation `key`, whether or not there is one.
+    pub fn upper(&self, key: &str) -> PathBuf {
+        self.store.folder().join(key).join(name::UPPER)
     }
 
     /// A key for a generation without a name.

@@ -5,6 +5,7 @@ use super::{
     recipe::{BootSet, Recipe},
 };
 use crate::{
+    capsule::disk,
     disk::sparse,
     guest::{Guest, GuestError, Identity},
     memory::{
@@ -62,6 +63,9 @@ pub enum BuildError {
         /// The last lines.
         console: String,
     },
+    /// Its disk did not grow.
+    #[error("the disk of the template: {0}")]
+    Disk(#[from] disk::GrowError),
     /// The snapshot could not be published.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -107,6 +111,7 @@ pub async fn build(
     let vmm = templates.launcher.boot(&boot.files, recipe.size, uid, &ram).await?;
     let guest = Guest::new(vmm.netns.clone());
     come_up(&vmm, &guest).await?;
+    disk::ensure(&vmm, &guest, recipe.disk_mb).await?;
     say(&format!("guest is up; starting and warming {}", recipe.languages.join(", ")));
     if let Err(source) = guest.prepare(recipe.languages.clone()).await {
         return Err(BuildError::Guest { source, console: vmm.console_log() });

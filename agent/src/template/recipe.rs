@@ -27,15 +27,22 @@ pub struct Recipe {
     pub name: &'static str,
     /// Size that is baked in.
     pub size: Size,
+    /// Size of the disk in MiB.
+    pub disk_mb: u64,
     /// Languages whose default context is warm.
     pub languages: Vec<String>,
 }
 
 impl Recipe {
     /// The recipe of a name.
-    pub fn find(name: &str, config: &AgentConfig) -> Option<Self> {
+    pub fn find(name: &str, size: Size, config: &AgentConfig) -> Option<Self> {
         match name {
-            "code" => Some(Self { name: "code", size: config.size(), languages: vec!["python".to_owned()] }),
+            "code" => Some(Self {
+                name: "code",
+                size,
+                disk_mb: config.default_disk,
+                languages: vec!["python".to_owned()],
+            }),
             _ => None,
         }
     }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::{net::Ipv4Addr, path::PathBuf};
 
 /// Size of a machine. Part of a snapshot's key: a snapshot can only be restored into the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Size {
     /// Virtual CPUs.
     pub vcpus: u32,

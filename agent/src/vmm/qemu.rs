@@ -142,7 +142,8 @@ pub fn arguments(name: &str, size: Size, accelerator: Accelerator, purpose: &Pur
             path::UPPER
         ),
         "-device",
-        "virtio-blk-device,drive=upper",
+        // A host without room is an error of the guest's write, not a machine that stands still until there is room.
+        "virtio-blk-device,drive=upper,werror=report,rerror=report",
         "-netdev",
         tap,
         "-device",

@@ -188,6 +188,9 @@ async fn serve(
 fn dispatch(value: Value, waiting: &mut Waiting, events: &broadcast::Sender<Event>) {
     if let Some(name) = value.get("event").and_then(Value::as_str) {
         let event = Event { name: name.to_owned(), data: value.get("data").cloned().unwrap_or(Value::Null) };
+        if event.name == "BLOCK_IO_ERROR" {
+            metrics::counter!("hearth_agent_disk_errors_total").increment(1);
+        }
         tracing::debug!(event = %event.name, data = %event.data, "vmm event");
         // Nobody listening is normal.
         let _ = events.send(event);

@@ -4,10 +4,10 @@
 use crate::{
     folder,
     pause::{CHECK_AND_CHANGE, SET_UP},
+    small::Small,
 };
 use hearth_e2e::{agent::TestAgent, leftovers};
 use hearth_proto::wire::agent::CapsuleState;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::{
     collections::HashMap,
     fs,
@@ -16,30 +16,6 @@ use std::{
 
 fn env() -> HashMap<String, String> {
     HashMap::from([("FLAVOUR".to_owned(), "plain".to_owned())])
-}
-
-/// A small tmpfs, unmounted when dropped.
-struct Small(PathBuf);
-
-impl Small {
-    fn mount(at: &Path, size: &str) -> Self {
-        fs::create_dir_all(at).unwrap();
-        let options = format!("size={size}");
-        mount(Some("small"), at, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
-        Self(at.to_owned())
-    }
-
-    fn resize(&self, size: &str) {
-        let options = format!("size={size}");
-        mount(None::<&str>, &self.0, None::<&str>, MsFlags::MS_REMOUNT, Some(options.as_str())).unwrap();
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        // A test that fails says why itself.
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-    }
 }
 
 #[tokio::test]

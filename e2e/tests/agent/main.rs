@@ -4,11 +4,15 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod damage;
+mod disk;
 mod fork;
 mod killed;
 mod pause;
 mod sequences;
+mod sizes;
+mod small;
 mod snapshots;
+mod store;
 mod working_set;
 
 use hearth_e2e::{agent::TestAgent, leftovers};
@@ -138,15 +142,14 @@ async fn bad_calls_are_refused_by_name() {
     let request = wire::RestoreRequest {
         capsule_id: "nonsense".to_owned(),
         template: "code".to_owned(),
-        park: false,
-        env: Default::default(),
+        ..Default::default()
     };
     let error = agent.client.restore(request).await.unwrap_err();
     assert_eq!(error.code(), tonic::Code::InvalidArgument);
     assert!(error.message().contains("capsule_id"), "{error:?}");
     let error = agent
         .client
-        .ensure_template(wire::EnsureTemplateRequest { template: "x".to_owned() })
+        .ensure_template(wire::EnsureTemplateRequest { template: "x".to_owned(), ..Default::default() })
         .await
         .unwrap_err();
     assert_eq!(error.code(), tonic::Code::NotFound);

@@ -138,6 +138,16 @@ async fn capsules_of_one_snapshot_share_no_memory_no_disk_and_no_chance() {
     let ran = agent.run(two, "'block' in globals()").await.unwrap();
     assert_eq!(ran.value.as_deref(), Some("False"));
     assert_eq!(exec(&mut agent, two, "sh", &["-c", "cat /root/note 2>/dev/null; true"]).await, "");
+    // A disk grows under a running capsule.
+    let size = ["-c", "df --block-size=M --output=size / | tail -n 1 | tr -dc 0-9"];
+    let before: u64 = exec(&mut agent, one, "sh", &size).await.parse().unwrap();
+    assert!((1900..=2048).contains(&before), "{before}");
+    let request = wire::GrowDiskRequest { capsule_id: one.to_string(), disk_mb: 5000 };
+    let grown = agent.client.grow_disk(request).await.unwrap().into_inner();
+    assert_eq!(grown.disk_mb, 5000);
+    let after: u64 = exec(&mut agent, one, "sh", &size).await.parse().unwrap();
+    assert!((4700..=5000).contains(&after), "{after}");
+    assert_eq!(exec(&mut agent, one, "cat", &["/root/note"]).await, "one\n");
     let served = agent.get(one).await.unwrap();
     assert!(served.faults > 100, "memory came from the pager: {served:?}");
     stop(&mut agent, dir.path()).await;

@@ -71,6 +71,11 @@ pub fn wait() -> Result<Disks, DiskError> {
     }
 }
 
+/// The capsule's own layer, if it is there now.
+pub fn upper() -> io::Result<PathBuf> {
+    look()?.1.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+}
+
 fn look() -> io::Result<(Option<PathBuf>, Option<PathBuf>)> {
     let mut names: Vec<_> = fs::read_dir("/dev")?.collect::<io::Result<Vec<_>>>()?;
     names.sort_by_key(fs::DirEntry::file_name);

@@ -377,6 +377,10 @@ impl Agent for Scripted {
         Err(Status::unimplemented("not pool-manager's call"))
     }
 
+    async fn grow_disk(&self, _: Request<agent::GrowDiskRequest>) -> Result<Response<Capsule>, Status> {
+        Err(Status::unimplemented("not pool-manager's call"))
+    }
+
     async fn rollback(
         &self,
         _: Request<agent::RollbackRequest>,
