@@ -5,6 +5,7 @@
 //!  Booted (template builds)                     ──stop, save──▶ device state
 //! ```
 
+pub mod adopt;
 pub mod control;
 pub mod firecracker;
 pub mod folder;

@@ -2,6 +2,7 @@
 
 use super::{
     handle::{Facts, Handle, Measured, Message},
+    ledger::Phase,
     pause::Rest,
     paused::PausedRecord,
     restore::restore,
@@ -20,7 +21,7 @@ use crate::{
 use hearth_proto::id::CapsuleId;
 use std::{
     io,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -72,6 +73,7 @@ pub fn rest(parts: &Arc<Parts>, record: PausedRecord) -> Handle {
         created_at_ms: record.created_at_ms,
     };
     let (mut runner, handle) = Runner::new(parts, facts, State::Paused, record.settings);
+    handle.wakes.store(record.wakes, Ordering::SeqCst);
     let rest = Rest { key: record.generation, figures: None };
     parts.shutdown.tasks().spawn(
         async move {
@@ -112,16 +114,17 @@ pub(super) enum Turn {
 pub(super) enum End {
     Destroyed(Vec<oneshot::Sender<()>>),
     Died(String),
-    /// The agent stops; the capsule stays on disk.
+    /// The agent stops; the capsule stays as it is, on disk or running.
     Left(Option<oneshot::Sender<()>>),
 }
 
 impl Runner {
-    fn new(parts: &Arc<Parts>, facts: Facts, state: State, settings: Settings) -> (Self, Handle) {
+    pub(super) fn new(parts: &Arc<Parts>, facts: Facts, state: State, settings: Settings) -> (Self, Handle) {
         let (messages, queue) = mpsc::channel(QUEUE);
         let (state, state_watch) = watch::channel(state);
         let (guest, guest_watch) = watch::channel(None);
-        let handle = Handle { facts: Arc::new(facts), messages, state: state_watch, guest: guest_watch };
+        let wakes = Arc::default();
+        let handle = Handle { facts: Arc::new(facts), messages, state: state_watch, guest: guest_watch, wakes };
         (Self { parts: parts.clone(), handle: handle.clone(), queue, state, guest, settings }, handle)
     }
 
@@ -141,7 +144,7 @@ impl Runner {
     }
 
     /// From life to life, over any number of pauses, to the end.
-    async fn lives(&mut self, mut turn: Turn) -> End {
+    pub(super) async fn lives(&mut self, mut turn: Turn) -> End {
         loop {
             turn = match turn {
                 Turn::Lives(life) => {
@@ -151,7 +154,10 @@ impl Runner {
                         // Streams of this life end, with the reason.
                         self.guest.send_replace(None);
                     }
-                    drop(life);
+                    match next {
+                        Turn::Ended(End::Left(_)) => life.vmm.let_go(),
+                        Turn::Lives(_) | Turn::Paused(_) | Turn::Ended(_) => drop(life),
+                    }
                     next
                 }
                 Turn::Paused(rest) => self.rest(rest).await,
@@ -160,7 +166,7 @@ impl Runner {
         }
     }
 
-    async fn end(mut self, end: End) {
+    pub(super) async fn end(mut self, end: End) {
         match end {
             End::Destroyed(replies) => {
                 self.happened(Happening::Released);
@@ -201,13 +207,19 @@ impl Runner {
 
     /// Restores, unless the capsule is destroyed meanwhile.
     async fn start(&mut self, source: Source, wish: Wish) -> Start {
-        let restore = restore(&self.parts.templates, &source, wish);
+        let facts = self.handle.facts.clone();
+        let restore = restore(&self.parts.templates, &source, wish, Some(&facts));
         tokio::pin!(restore);
         loop {
             tokio::select! {
                 biased;
                 message = self.queue.recv() => match message {
-                    Some(Message::Destroy(reply) | Message::Leave(reply)) => {
+                    Some(
+                        Message::Destroy(reply)
+                        | Message::Leave(reply)
+                        | Message::LetGo(reply)
+                        | Message::GiveUp(_, reply),
+                    ) => {
                         self.state.send_replace(State::Stopping);
                         // Dropping the restore undoes what it has done.
                         return Start::Ended(End::Destroyed(vec![reply]));
@@ -277,8 +289,20 @@ impl Runner {
                 let _ = reply.send(decision.map(|_| Duration::ZERO).map_err(AgentError::from));
                 None
             }
+            Message::GiveUp(reason, reply) => {
+                self.state.send_replace(State::Stopping);
+                if let Err(error) = life.vmm.leave_reason(reason) {
+                    tracing::error!(%error, "the reason why a capsule is lost could not be kept");
+                }
+                Some(Turn::Ended(End::Destroyed(vec![reply])))
+            }
+            Message::LetGo(reply) => Some(Turn::Ended(End::Left(Some(reply)))),
             Message::Destroy(reply) | Message::Leave(reply) => {
                 self.state.send_replace(State::Stopping);
+                // A crash from here on is followed by the end of this.
+                if let Err(error) = life.vmm.enter(Phase::Stopping) {
+                    tracing::warn!(%error, "the VMM's record");
+                }
                 Some(Turn::Ended(End::Destroyed(vec![reply])))
             }
             Message::Measure(reply) => {
@@ -350,7 +374,10 @@ fn refuse(state: &State, message: Message) {
         Message::Capture(order) => {
             let _ = order.reply.send(denied(state));
         }
-        Message::Destroy(reply) | Message::Leave(reply) => {
+        Message::Destroy(reply)
+        | Message::Leave(reply)
+        | Message::LetGo(reply)
+        | Message::GiveUp(_, reply) => {
             let _ = reply.send(());
         }
         Message::Measure(reply) => {
