@@ -16,6 +16,7 @@ use crate::{
         runner::Life,
         survivor,
     },
+    config::Layout,
     guest::Guest,
     reaper::sweep::Spared,
     vmm::adopt::{Abandoned, TakenOver},
@@ -26,7 +27,6 @@ use plan::{Found, Verdict};
 use std::{
     collections::HashMap,
     io,
-    path::Path,
     sync::Arc,
 };
 use survey::Survivor;
@@ -44,8 +44,9 @@ pub struct Inheritance {
 }
 
 /// Looks and decides. `paused` names the generation of each paused capsule.
-pub fn look(vmms: &Path, paused: &HashMap<CapsuleId, String>) -> io::Result<Inheritance> {
-    let survivors = survey::survey(vmms)?;
+pub fn look(layout: &Layout, paused: &HashMap<CapsuleId, String>) -> io::Result<Inheritance> {
+    let mut survivors = survey::survey(&layout.vmms())?;
+    survivors.extend(survey::survey(&layout.failed())?);
     let found: Vec<Found> = survivors.iter().map(|survivor| survivor.found.clone()).collect();
     let plan = plan::plan(&found, paused);
     let mut inheritance = Inheritance { outdated: plan.outdated, ..Inheritance::default() };
@@ -79,6 +80,11 @@ impl Inheritance {
             folders: self.adopt.iter().map(|survivor| survivor.folder.clone()).collect(),
             pids: pids.collect(),
         }
+    }
+
+    /// How many go on.
+    pub fn living(&self) -> usize {
+        self.adopt.len()
     }
 
     /// Takes over the living and tells of the dead; afterwards all of them are in the registry.

@@ -31,7 +31,7 @@ use hearth_proto::{
 };
 use hearth_service::{rpc, shutdown::Shutdown, socket};
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -139,6 +139,7 @@ impl Agent {
             parts.paused.remove(*id)?;
         }
         inheritance.take_over(&parts).await;
+        stop::forget_failed(&layout.failed()).map_err(host("what an earlier agent could not keep"))?;
         let removed = parts.images.sweep()?;
         metrics::counter!("hearth_agent_swept_images_total").increment(removed as u64);
         take_over(&parts, find_paused(&parts.generations, &parts.paused)?);
@@ -203,6 +204,23 @@ pub async fn clean(layout: &Layout) -> io::Result<Swept> {
     clean_locked(layout).await
 }
 
+/// Capsules of this data folder that run, or wait in a pool, and that a starting agent would take over.
+pub fn living(layout: &Layout) -> io::Result<usize> {
+    // Those that are paused are decided by their records, which are not read for this: at worst one is counted that a
+    // crash left between the two.
+    adopt::look(layout, &HashMap::new()).map(|inheritance| inheritance.living())
+}
+
+/// Removes all paused capsules of this data folder for good. Refused while an agent runs there. Returns how many.
+pub async fn destroy_paused(layout: &Layout) -> io::Result<usize> {
+    if !layout.paused().is_dir() {
+        return Ok(0);
+    }
+    let _lock = lock(layout).await?;
+    stop::forget_failed(&layout.failed())?;
+    stop::destroy_paused(&layout.paused(), &layout.snapshots())
+}
+
 async fn lock(layout: &Layout) -> io::Result<Lock> {
     let path = layout.lock();
     tokio::task::spawn_blocking(move || Lock::take(&path)).await.map_err(io::Error::other)?
@@ -222,7 +240,7 @@ async fn clean_locked(layout: &Layout) -> io::Result<Swept> {
 fn inherit(layout: &Layout, paused: &PausedRecords) -> Result<Inheritance, StartError> {
     let (records, _) = paused.list()?;
     let paused = records.into_iter().map(|record| (record.id, record.generation)).collect();
-    adopt::look(&layout.vmms(), &paused).map_err(host("looking at what an earlier agent left"))
+    adopt::look(layout, &paused).map_err(host("looking at what an earlier agent left"))
 }
 
 /// Builds the parts, with nothing in them yet.

@@ -140,6 +140,11 @@ impl Layout {
         self.agent().join("vmms")
     }
 
+    /// One folder per capsule that could not be kept at a stop, until the next agent has told of it.
+    pub fn failed(&self) -> PathBuf {
+        self.agent().join("failed")
+    }
+
     /// Generations of capsules: what paused ones are resumed from, and named snapshots.
     pub fn snapshots(&self) -> PathBuf {
         self.agent().join("snapshots")

@@ -8,7 +8,6 @@ use crate::{
         process::{Process, start_ticks},
     },
 };
-use futures::FutureExt;
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -74,9 +73,8 @@ fn living(record: &ProcessRecord) -> Option<Arc<Process>> {
     let process = Process::open(record.pid).ok()?;
     // The start is looked at after the pidfd is held, so that the pid cannot be given to another in between.
     let is_meant = start_ticks(record.pid).ok() == Some(record.start_ticks);
-    // Ended, but not reaped by whoever took it over.
-    let has_ended = process.exited().now_or_never().is_some();
-    (is_meant && !has_ended).then(|| Arc::new(process))
+    // One that has ended stays in the table until whoever took it over asks for it.
+    (is_meant && !process.has_ended()).then(|| Arc::new(process))
 }
 
 #[cfg(test)]

@@ -4,10 +4,11 @@ use super::Parts;
 use crate::{
     capsule::{handle::Handle, state::State},
     config::OnStop,
+    snapshot::generation::UNNAMED,
 };
 use futures::StreamExt;
 use hearth_proto::id::CapsuleId;
-use std::{collections::HashSet, fs, path::Path, time::Duration};
+use std::{collections::HashSet, fs, io, path::Path, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
 /// Capsules that are paused at once: each compresses and writes what it wrote.
@@ -20,6 +21,34 @@ const PROGRESS_EVERY: usize = 10;
 /// Whether a VMM is left in their folder, for the next agent.
 pub(super) fn is_something_left(vmms: &Path) -> bool {
     fs::read_dir(vmms).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+/// Removes what says why capsules could not be kept.
+pub(super) fn forget_failed(failed: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(failed) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Removes the records in `paused`, then the generations in `snapshots` that only they can have named.
+pub(super) fn destroy_paused(paused: &Path, snapshots: &Path) -> io::Result<usize> {
+    let mut removed = 0;
+    for entry in fs::read_dir(paused)? {
+        fs::remove_file(entry?.path())?;
+        removed += 1;
+    }
+    let generations = match fs::read_dir(snapshots) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(removed),
+        entries => entries?,
+    };
+    for entry in generations {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(UNNAMED) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(removed)
 }
 
 /// Leaves, pauses or destroys all capsules. `users`: those that are paused when they are to be; all that run if unknown.

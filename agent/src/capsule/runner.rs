@@ -291,7 +291,8 @@ impl Runner {
             }
             Message::GiveUp(reason, reply) => {
                 self.state.send_replace(State::Stopping);
-                if let Err(error) = life.vmm.leave_reason(reason) {
+                let failed = self.parts.templates.launcher.layout.failed();
+                if let Err(error) = life.vmm.leave_reason(&failed, reason) {
                     tracing::error!(%error, "the reason why a capsule is lost could not be kept");
                 }
                 Some(Turn::Ended(End::Destroyed(vec![reply])))

@@ -15,7 +15,7 @@ use crate::{
 use hearth_proto::id::CapsuleId;
 use std::{
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -69,13 +69,14 @@ impl Vmm {
         self.left = true;
     }
 
-    /// Leaves a record, in a folder of its own, that says why its capsule is given up: the next agent reports it.
-    pub fn leave_reason(&self, reason: String) -> io::Result<()> {
+    /// Leaves a record, in a folder of its own below `failed`, that says why its capsule is given up: the next agent
+    /// reports it.
+    pub fn leave_reason(&self, failed: &Path, reason: String) -> io::Result<()> {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner).clone();
         record.processes.clear();
         let Some((capsule, life)) = record.capsule.zip(record.life.as_mut()) else { return Ok(()) };
         (life.phase, life.reason) = (Phase::Failed, reason);
-        let folder = self.folder.with_file_name(format!("failed-{capsule}"));
+        let folder = failed.join(capsule.to_string());
         std::fs::create_dir_all(&folder)?;
         ledger::write(&folder, &record)
     }

@@ -5,9 +5,9 @@
 
 mod damage;
 mod fork;
-mod killed;
 mod pause;
 mod snapshots;
+mod survival;
 
 use hearth_e2e::{agent::TestAgent, leftovers};
 use hearth_proto::wire::agent as wire;
