@@ -1,13 +1,16 @@
 //! Builds the agent's parts in order and owns their shutdown; holds no capsule logic.
 
+mod stop;
+
 use crate::{
+    adopt::{self, Inheritance, lock::Lock},
     capsule::{
         parking::Parking,
         paused::{PausedError, PausedRecord, PausedRecords},
         registry::Registry,
         runner,
     },
-    config::{AgentConfig, ConfigError, Layout},
+    config::{AgentConfig, ConfigError, Layout, OnStop},
     disk::{
         reserve::Reserve,
         store::{self, StoreFs, StoreFsError},
@@ -17,7 +20,7 @@ use crate::{
     memory::image::{ImageError, Images},
     reaper::{
         Reaper,
-        sweep::{Swept, sweep},
+        sweep::{Spared, Swept, sweep},
     },
     snapshot::{
         generation::Generations,
@@ -27,22 +30,23 @@ use crate::{
     vmm::launch::{LaunchError, Launcher},
 };
 use hearth_proto::{
-    id::HostId,
+    id::{CapsuleId, HostId},
     wire::agent::{self as wire, agent_server::AgentServer},
 };
 use hearth_service::{rpc, shutdown::Shutdown, socket};
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
+use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 
-/// Capsules are destroyed within this at shutdown; the next start's sweep ends what is left.
+/// What is under way at shutdown ends within this; the next start's sweep ends what is left.
 const GRACE: Duration = Duration::from_secs(30);
 
 /// Why an agent does not start.
@@ -110,12 +114,15 @@ pub struct Agent {
     parts: Arc<Parts>,
     reaper: Reaper,
     layout: Layout,
-    server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+    on_stop: OnStop,
+    server: Served,
     stop_server: CancellationToken,
+    /// Given up last.
+    _lock: Lock,
 }
 
 impl Agent {
-    /// Sweeps what an earlier agent left and starts. `helper` is the program that has the `pager` and `kvm-probe`
+    /// Takes over what an earlier agent left, and starts. `helper` is the program that has the `pager` and `kvm-probe`
     /// commands and lies beside `libhearth_preload.so`.
     pub async fn start(
         config: AgentConfig,
@@ -123,61 +130,35 @@ impl Agent {
         cache: &Path,
         helper: PathBuf,
     ) -> Result<Self, StartError> {
+        let begun = Instant::now();
         config.check(dir)?;
+        let on_stop = config.on_stop.unwrap_or(OnStop::Destroy);
         let layout = Layout::new(dir, cache);
         fs::create_dir_all(layout.agent()).map_err(host("the agent's folder"))?;
+        let lock = lock(&layout).await.map_err(host("the agent's folder"))?;
         let listener = socket::bind(&layout.socket()).map_err(host("the agent's socket"))?;
         let layout = open_store(&config, layout).await?;
-        let swept = sweep(&layout).await.map_err(host("sweeping what an earlier agent left"))?;
-        report(&swept);
         let engine = choose_engine(&config, &helper).await?;
         if config.store_fs == StoreFs::Xfs && matches!(engine.kind, Kind::Firecracker { .. }) {
             return Err(StoreFsError::Firecracker.into());
         }
-        let store = Store::open(&layout.templates())?;
-        let images = Arc::new(Images::open(&layout.images(), config.image_budget_mb)?);
-        // Capsules, parked VMMs, and a template build.
-        let slots = config.max_capsules + config.parked * 4 + 4;
-        let reaper = Reaper::start(slots);
-        let host_facts = host_facts(&engine, &layout)?;
-        let launcher = Arc::new(Launcher::new(
-            engine,
-            layout.clone(),
-            reaper.clone(),
-            helper,
-            (config.uid_base, slots),
-        )?);
-        let shutdown = Shutdown::new();
-        let parking = Parking::start(launcher.clone(), images.clone(), config.parked, &shutdown);
-        let registry = Arc::new(Registry::new(config.max_capsules));
-        // A store of its own is a sparse file, which fills the file system that it is on.
-        let reserve = Reserve::new(vec![layout.vmms(), layout.agent()], config.disk_reserve_mb);
-        let tasks = shutdown.tasks().clone();
-        let templates = Arc::new(Templates::new(store, images.clone(), launcher, parking, config, tasks));
-        let generations = Arc::new(Generations::open(&layout.snapshots(), templates.clone())?);
-        fs::set_permissions(layout.snapshots(), fs::Permissions::from_mode(0o700))
-            .map_err(host("the snapshots' folder"))?;
         let paused = PausedRecords::open(&layout.paused())?;
-        let records = find_paused(&generations, &paused)?;
-        let parts = Arc::new(Parts {
-            registry,
-            templates,
-            generations,
-            paused,
-            images,
-            reserve,
-            host: host_facts,
-            shutdown,
-        });
-        take_over(&parts, records);
-        let stop_server = CancellationToken::new();
-        let service = AgentServer::new(AgentService::new(parts.clone()))
-            .max_decoding_message_size(socket::MESSAGE_BYTES_MAX * 3)
-            .max_encoding_message_size(socket::MESSAGE_BYTES_MAX * 3);
-        let server =
-            Server::builder().initial_stream_window_size(4 << 20).initial_connection_window_size(8 << 20);
-        let server = tokio::spawn(rpc::serve(server, Routes::new(service), listener, stop_server.clone()));
-        Ok(Self { parts, reaper, layout, server, stop_server })
+        let inheritance = inherit(&layout, &paused)?;
+        let swept =
+            sweep(&layout, &inheritance.spared()).await.map_err(host("sweeping what an earlier agent left"))?;
+        report(&swept);
+        let (parts, reaper) = build(config, engine, &layout, paused, helper)?;
+        for id in &inheritance.outdated {
+            parts.paused.remove(*id)?;
+        }
+        inheritance.take_over(&parts).await;
+        stop::forget_failed(&layout.failed()).map_err(host("what an earlier agent could not keep"))?;
+        let removed = parts.images.sweep()?;
+        metrics::counter!("hearth_agent_swept_images_total").increment(removed as u64);
+        take_over(&parts, find_paused(&parts.generations, &parts.paused)?);
+        let (server, stop_server) = serve(&parts, listener);
+        metrics::gauge!("hearth_agent_start_seconds").set(begun.elapsed().as_secs_f64());
+        Ok(Self { parts, reaper, layout, on_stop, server, stop_server, _lock: lock })
     }
 
     /// The agent's endpoint, `unix:/…`.
@@ -190,11 +171,21 @@ impl Agent {
         &self.parts.host
     }
 
-    /// Destroys all capsules but paused ones, which stay on disk, and gives everything back.
+    /// Stops, and does with its capsules what its setting says.
     pub async fn stop(self) {
+        let on_stop = self.on_stop;
+        self.stop_as(on_stop, None).await;
+    }
+
+    /// The same for a service that knows its users' capsules: only these are paused, when they are to be.
+    pub async fn stop_knowing(self, users: &HashSet<CapsuleId>) {
+        let on_stop = self.on_stop;
+        self.stop_as(on_stop, Some(users)).await;
+    }
+
+    async fn stop_as(self, on_stop: OnStop, users: Option<&HashSet<CapsuleId>>) {
         self.parts.shutdown.begin();
-        let capsules = self.parts.registry.list();
-        futures::future::join_all(capsules.iter().map(|capsule| capsule.leave())).await;
+        stop::capsules(&self.parts, on_stop, users).await;
         self.stop_server.cancel();
         if tokio::time::timeout(GRACE, self.server).await.is_err() {
             tracing::warn!("calls were still open at the end of the grace period");
@@ -207,15 +198,49 @@ impl Agent {
             tracing::error!("VMMs are left for the next start's sweep");
         }
         drop(self.parts);
-        if let Err(error) = clean(&self.layout).await {
+        if on_stop == OnStop::Leave && stop::is_something_left(&self.layout.vmms()) {
+            return;
+        }
+        if let Err(error) = clean_locked(&self.layout).await {
             tracing::error!(%error, "the agent's folder could not be cleaned");
         }
     }
 }
 
-/// Ends what any agent of this data folder left and removes its mount and sockets. For `hearth down`.
+/// Ends what any agent of this data folder left and removes its mount and sockets. For `hearth down`. Refused while an
+/// agent runs there.
 pub async fn clean(layout: &Layout) -> io::Result<Swept> {
-    let swept = sweep(layout).await?;
+    if !layout.agent().is_dir() {
+        return Ok(Swept::default());
+    }
+    let _lock = lock(layout).await?;
+    clean_locked(layout).await
+}
+
+/// Capsules of this data folder that run, or wait in a pool, and that a starting agent would take over.
+pub fn living(layout: &Layout) -> io::Result<usize> {
+    // Those that are paused are decided by their records, which are not read for this: at worst one is counted that a
+    // crash left between the two.
+    adopt::look(layout, &HashMap::new()).map(|inheritance| inheritance.living())
+}
+
+/// Removes all paused capsules of this data folder for good. Refused while an agent runs there. Returns how many.
+pub async fn destroy_paused(layout: &Layout) -> io::Result<usize> {
+    if !layout.paused().is_dir() {
+        return Ok(0);
+    }
+    let _lock = lock(layout).await?;
+    stop::forget_failed(&layout.failed())?;
+    stop::destroy_paused(&layout.paused(), &layout.snapshots())
+}
+
+async fn lock(layout: &Layout) -> io::Result<Lock> {
+    let path = layout.lock();
+    tokio::task::spawn_blocking(move || Lock::take(&path)).await.map_err(io::Error::other)?
+}
+
+async fn clean_locked(layout: &Layout) -> io::Result<Swept> {
+    let swept = sweep(layout, &Spared::default()).await?;
     Images::unmount(&layout.images())?;
     store::close(layout)?;
     match fs::remove_file(layout.socket()) {
@@ -223,6 +248,59 @@ pub async fn clean(layout: &Layout) -> io::Result<Swept> {
         Ok(()) | Err(_) => {}
     }
     Ok(swept)
+}
+
+/// Looks at what an earlier agent left, and decides what becomes of it.
+fn inherit(layout: &Layout, paused: &PausedRecords) -> Result<Inheritance, StartError> {
+    let (records, _) = paused.list()?;
+    let paused = records.into_iter().map(|record| (record.id, record.generation)).collect();
+    adopt::look(layout, &paused).map_err(host("looking at what an earlier agent left"))
+}
+
+/// Builds the parts, with nothing in them yet.
+fn build(
+    config: AgentConfig,
+    engine: Engine,
+    layout: &Layout,
+    paused: PausedRecords,
+    helper: PathBuf,
+) -> Result<(Arc<Parts>, Reaper), StartError> {
+    let store = Store::open(&layout.templates())?;
+    let images = Arc::new(Images::open(&layout.images(), config.image_budget_mb)?);
+    // Capsules, parked VMMs, and a template build.
+    let slots = config.max_capsules + config.parked * 4 + 4;
+    let reaper = Reaper::start(slots);
+    let host_facts = host_facts(&engine, layout)?;
+    let launcher =
+        Launcher::new(engine, layout.clone(), reaper.clone(), helper, (config.uid_base, slots))?;
+    let launcher = Arc::new(launcher);
+    let shutdown = Shutdown::new();
+    let parking = Parking::start(launcher.clone(), images.clone(), config.parked, &shutdown);
+    let registry = Arc::new(Registry::new(config.max_capsules));
+    // A store of its own is a sparse file, which fills the file system that it is on.
+    let reserve = Reserve::new(vec![layout.vmms(), layout.agent()], config.disk_reserve_mb);
+    let tasks = shutdown.tasks().clone();
+    let templates = Arc::new(Templates::new(store, images.clone(), launcher, parking, config, tasks));
+    let generations = Arc::new(Generations::open(&layout.snapshots(), templates.clone())?);
+    fs::set_permissions(layout.snapshots(), fs::Permissions::from_mode(0o700))
+        .map_err(host("the snapshots' folder"))?;
+    let host = host_facts;
+    let parts = Parts { registry, templates, generations, paused, images, reserve, host, shutdown };
+    Ok((Arc::new(parts), reaper))
+}
+
+type Served = tokio::task::JoinHandle<Result<(), tonic::transport::Error>>;
+
+/// Starts to serve; calls that came since the socket was bound have waited.
+fn serve(parts: &Arc<Parts>, listener: UnixListener) -> (Served, CancellationToken) {
+    let stop_server = CancellationToken::new();
+    let service = AgentServer::new(AgentService::new(parts.clone()))
+        .max_decoding_message_size(socket::MESSAGE_BYTES_MAX * 3)
+        .max_encoding_message_size(socket::MESSAGE_BYTES_MAX * 3);
+    let server =
+        Server::builder().initial_stream_window_size(4 << 20).initial_connection_window_size(8 << 20);
+    let served = tokio::spawn(rpc::serve(server, Routes::new(service), listener, stop_server.clone()));
+    (served, stop_server)
 }
 
 /// Reads the records of paused capsules and removes generations that none of them names.
@@ -252,7 +330,7 @@ fn find_paused(generations: &Generations, paused: &PausedRecords) -> Result<Vec<
 fn take_over(parts: &Arc<Parts>, records: Vec<PausedRecord>) {
     for record in records {
         let id = record.id;
-        if parts.registry.insert(id, || runner::rest(parts, record)).is_err() {
+        if !parts.registry.adopt(runner::rest(parts, record)) {
             tracing::error!(capsule.id = %id, "a paused capsule is there twice");
         }
     }
@@ -263,10 +341,11 @@ fn report(swept: &Swept) {
         return;
     }
     metrics::counter!("hearth_agent_swept_processes_total").increment(swept.processes as u64);
+    metrics::counter!("hearth_agent_swept_folders_total").increment(swept.folders as u64);
     tracing::warn!(
         processes = swept.processes,
         folders = swept.folders,
-        capsules = swept.capsules.len(),
+        capsules = swept.capsules,
         "swept what an earlier agent left"
     );
 }

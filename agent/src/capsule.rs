@@ -10,7 +10,7 @@
 //! ```
 //!
 //! One task ([`runner`]) owns each capsule; everybody else holds a [`handle::Handle`]. The task's part for going to
-//! disk and back is in [`pause`].
+//! disk and back is in [`pause`], the one for going over to the next agent in [`survivor`].
 
 pub mod capture;
 pub mod disk;
@@ -26,3 +26,4 @@ pub mod runner;
 pub mod settings;
 pub mod source;
 pub mod state;
+pub mod survivor;

@@ -62,9 +62,24 @@ pub struct AgentConfig {
     /// Most capsules on this host.
     #[arg(long, env = "HEARTH_MAX_CAPSULES", default_value_t = 100)]
     pub max_capsules: usize,
+    /// What becomes of capsules when the agent stops: they run on for the next agent (leave), are put on disk (pause),
+    /// or end (destroy). Without it: leave for `hearth agent`, pause for `hearth up`.
+    #[arg(long, env = "HEARTH_ON_STOP", value_enum)]
+    pub on_stop: Option<OnStop>,
     /// First of the user ids that VMMs run as; the one before it is the pagers'.
     #[arg(long, env = "HEARTH_UID_BASE", default_value_t = 520_000)]
     pub uid_base: u32,
+}
+
+/// What becomes of capsules when the agent stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnStop {
+    /// They run on, and the next agent takes them over: an upgrade.
+    Leave,
+    /// Users' capsules are put on disk, and come back when they are used; others end. Nothing is left running.
+    Pause,
+    /// They end. Those that their users paused stay on disk.
+    Destroy,
 }
 
 /// Why a configuration is refused.
@@ -176,6 +191,11 @@ impl Layout {
         self.dir.join("agent")
     }
 
+    /// Held by the one agent of this data folder.
+    pub fn lock(&self) -> PathBuf {
+        self.agent().join("lock")
+    }
+
     /// The agent's gRPC socket.
     pub fn socket(&self) -> PathBuf {
         self.agent().join("agent.sock")
@@ -184,6 +204,11 @@ impl Layout {
     /// One folder per VMM.
     pub fn vmms(&self) -> PathBuf {
         self.kept().join("vmms")
+    }
+
+    /// One folder per capsule that could not be kept at a stop, until the next agent has told of it.
+    pub fn failed(&self) -> PathBuf {
+        self.agent().join("failed")
     }
 
     /// Generations of capsules: what paused ones are resumed from, and named snapshots.
@@ -252,6 +277,7 @@ mod tests {
             parked: 100,
             prefetch: true,
             max_capsules: 0,
+            on_stop: None,
             uid_base: 0,
         };
         let text = config.check(Path::new("relative")).unwrap_err().to_string();

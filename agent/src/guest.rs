@@ -15,10 +15,10 @@ use hearth_proto::{
 };
 use hyper_util::rt::TokioIo;
 use std::{
-    io,
+    fmt, io,
     net::{SocketAddr, TcpStream},
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{net::TcpSocket, time::timeout};
@@ -62,6 +62,9 @@ pub enum GuestError {
     /// A throw-away run ended otherwise than it must.
     #[error("the rehearsal ended with {0}")]
     Rehearsal(&'static str),
+    /// Its token is none.
+    #[error("the guest's token: {0}")]
+    Token(String),
     /// The host has no randomness to give.
     #[error("no randomness from the host: {0}")]
     Randomness(String),
@@ -92,17 +95,21 @@ pub struct Guest {
     credentials: Credentials,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Clone)]
 struct Credentials {
-    token: Arc<Mutex<Option<MetadataValue<Ascii>>>>,
+    token: MetadataValue<Ascii>,
+}
+
+impl fmt::Debug for Credentials {
+    /// Without the token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").finish_non_exhaustive()
+    }
 }
 
 impl Interceptor for Credentials {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let token = self.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(token) = token {
-            request.metadata_mut().insert(metadata::TOKEN, token);
-        }
+        request.metadata_mut().insert(metadata::TOKEN, self.token.clone());
         request.metadata_mut().insert(metadata::REALTIME_NS, MetadataValue::from(realtime_ns()));
         Ok(request)
     }
@@ -158,37 +165,39 @@ async fn dial_once(netns: Arc<Netns>) -> io::Result<tokio::net::TcpStream> {
 }
 
 impl Guest {
-    /// A client of the guest in `netns`. Dials at the first call.
-    pub fn new(netns: Arc<Netns>) -> Self {
+    /// A client of the guest in `netns`, which is told `token` when it is activated. Dials at the first call.
+    pub fn new(netns: Arc<Netns>, token: &str) -> Result<Self, GuestError> {
+        let token = MetadataValue::try_from(token).map_err(|error| GuestError::Token(error.to_string()))?;
         let channel = Endpoint::from_static("http://envd.hearth")
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
             .connect_with_connector_lazy(service_fn(move |_: Uri| dial(netns.clone())));
-        let credentials = Credentials::default();
+        let credentials = Credentials { token };
         let client = EnvdClient::with_interceptor(channel, credentials.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Self { client, credentials }
+        Ok(Self { client, credentials })
+    }
+
+    /// A token for one life of a guest: a restore gives it another, and a capture forgets it inside the guest.
+    pub fn new_token() -> Result<String, GuestError> {
+        Ok(hex::encode(random::<32>()?))
     }
 
     /// Makes a restored (or freshly booted) guest somebody of its own: entropy, clock, identity, token, thaw, PRNGs.
     /// Until this succeeds the guest serves nothing.
     pub async fn activate(&self, identity: Identity) -> Result<ActivateReply, GuestError> {
-        let token = hex::encode(random::<32>()?);
+        let token = self.credentials.token.to_str().map_err(|error| GuestError::Token(error.to_string()))?;
         let request = ActivateRequest {
             entropy: random::<64>()?.to_vec(),
             realtime_ns: realtime_ns(),
             machine_id: machine_id(&identity.hostname),
             hostname: identity.hostname,
-            token: token.clone(),
+            token: token.to_owned(),
             env: identity.env,
         };
         let mut client = self.client.clone();
-        let reply = within("Activate", ACTIVATE_DEADLINE, client.activate(request)).await?;
-        let value =
-            MetadataValue::try_from(token).map_err(|error| GuestError::Randomness(error.to_string()))?;
-        *self.credentials.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
-        Ok(reply)
+        within("Activate", ACTIVATE_DEADLINE, client.activate(request)).await
     }
 
     /// Runs throw-away cells of `language` on the way of every run, so that the first real one is fast: after a restore

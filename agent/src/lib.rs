@@ -7,6 +7,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod adopt;
 pub mod agent;
 pub mod capsule;
 pub mod config;

@@ -64,7 +64,8 @@ impl Reaper {
     }
 }
 
-async fn bury(remains: Remains) {
+/// Kills, waits for the end, removes the folder.
+pub(crate) async fn bury(remains: Remains) {
     for process in &remains.processes {
         if let Err(error) = process.kill() {
             tracing::error!(pid = process.pid(), %error, "a process could not be killed");

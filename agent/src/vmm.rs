@@ -5,6 +5,7 @@
 //!  Booted (template builds)                     ──stop, save──▶ device state
 //! ```
 
+pub mod adopt;
 pub mod control;
 pub mod disk;
 pub mod firecracker;

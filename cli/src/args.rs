@@ -23,8 +23,8 @@ pub struct Cli {
 pub enum Command {
     /// Start everything in this process; prints URL, API key and a curl line
     Up(Box<UpArgs>),
-    /// Stop a running `hearth up` and sweep what is left
-    Down(Where),
+    /// Stop a running `hearth up`; users' capsules are kept unless --destroy says otherwise
+    Down(DownArgs),
     /// Show it: start, run code in capsules, print answers and timings, stop
     Demo(Box<UpArgs>),
     /// Run code in a fresh capsule and show its output; images are saved
@@ -58,6 +58,17 @@ pub struct Where {
     /// Folder of guest images and templates, keyed by content
     #[arg(long, env = "HEARTH_CACHE", default_value = "/var/cache/hearth")]
     pub cache: PathBuf,
+}
+
+/// Stopping.
+#[derive(Debug, Clone, Args)]
+pub struct DownArgs {
+    /// Where things are.
+    #[command(flatten)]
+    pub place: Where,
+    /// End all capsules, paused ones too; named snapshots stay
+    #[arg(long)]
+    pub destroy: bool,
 }
 
 /// How logs look.

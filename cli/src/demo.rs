@@ -3,6 +3,7 @@
 
 use crate::{args::UpArgs, client::Client, run, up::Service};
 use anyhow::{Context, bail};
+use hearth_agent::config::OnStop;
 use hearth_proto::wire::pool::{SetPoolRequest, pool_manager_client::PoolManagerClient};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -38,6 +39,8 @@ pub async fn demo(mut args: UpArgs) -> anyhow::Result<ExitCode> {
         args.log.log = "warn".to_owned();
     }
     args.log.start();
+    // Nobody comes back for its capsules.
+    args.agent.on_stop = Some(OnStop::Destroy);
     // A port of its own: the demo may run beside a service.
     args.gateway.listen.set_port(0);
     let place = args.place.clone();

@@ -2,7 +2,7 @@
 
 use crate::args::{AgentArgs, GatewayArgs, MetricsArgs, PoolManagerArgs};
 use anyhow::Context;
-use hearth_agent::agent::Agent;
+use hearth_agent::{agent::Agent, config::OnStop};
 use hearth_gateway::Gateway;
 use hearth_pool_manager::PoolManager;
 use hearth_service::{
@@ -14,8 +14,9 @@ use std::{process::ExitCode, time::Duration};
 /// Requests under way may take this long at shutdown.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// Runs the agent until a signal.
-pub async fn agent(args: AgentArgs) -> anyhow::Result<ExitCode> {
+/// Runs the agent until a signal. Unless it is told otherwise, capsules run on for the next agent.
+pub async fn agent(mut args: AgentArgs) -> anyhow::Result<ExitCode> {
+    args.agent.on_stop.get_or_insert(OnStop::Leave);
     args.log.start();
     let stop = Shutdown::new();
     metrics(&args.metrics, &stop).await?;

@@ -2,7 +2,10 @@
 
 use crate::{args::UpArgs, doctor, postgres::Postgres};
 use anyhow::{Context, bail};
-use hearth_agent::{agent::Agent, config::Layout};
+use hearth_agent::{
+    agent::Agent,
+    config::{Layout, OnStop},
+};
 use hearth_gateway::Gateway;
 use hearth_pool_manager::PoolManager;
 use hearth_service::{
@@ -35,8 +38,10 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts database, agent, pool-manager and gateway, in this order.
-    pub async fn start(args: UpArgs) -> anyhow::Result<Self> {
+    /// Starts database, agent, pool-manager and gateway, in this order. Unless it is told otherwise, users' capsules are
+    /// paused when it stops.
+    pub async fn start(mut args: UpArgs) -> anyhow::Result<Self> {
+        args.agent.on_stop.get_or_insert(OnStop::Pause);
         let dir = args.place.dir.clone();
         let (gateway_config, pool_config) = configs(&args)?;
         let missing = doctor::missing(&args.place, &args.agent.programs, args.gateway.database_url.is_some());
@@ -93,16 +98,22 @@ impl Service {
         }
     }
 
-    /// Stops from left to right: no new requests, no new capsules, capsules destroyed, database last.
+    /// Stops from left to right: no new requests, no new capsules, users' capsules paused and all others destroyed (or
+    /// what `HEARTH_ON_STOP` says), database last.
     pub async fn stop(self) {
-        let Self { gateway, pool, agent, database, pid_file, .. } = self;
+        let Self { gateway, pool, agent, pools, database, pid_file, .. } = self;
         if !gateway.finish(GRACE).await {
             tracing::warn!("requests were still open at the end of the grace period");
         }
+        // Asked now: what is created later than this has nobody who waits for it.
+        let users = pools.users().await;
         if !pool.finish(GRACE).await {
             tracing::warn!("pool-manager was still busy at the end of the grace period");
         }
-        agent.stop().await;
+        match users {
+            Some(users) => agent.stop_knowing(&users).await,
+            None => agent.stop().await,
+        }
         // Stopping the database waits for its process.
         if tokio::task::spawn_blocking(move || drop(database)).await.is_err() {
             tracing::warn!("the private database was not stopped cleanly");

@@ -37,9 +37,12 @@ pub struct Ran {
 }
 
 impl TestAgent {
-    /// Starts an agent in `dir` and waits until it answers.
+    /// Starts an agent in `dir` and waits until it answers. It ends its capsules when it stops, unless `env` says
+    /// otherwise.
     pub async fn start(dir: &Path, env: &[(&str, &str)]) -> anyhow::Result<Self> {
-        let mut process = Hearth::start(dir, &["agent"], env)?;
+        let mut all = vec![("HEARTH_ON_STOP", "destroy")];
+        all.extend_from_slice(env);
+        let mut process = Hearth::start(dir, &["agent"], &all)?;
         let socket = dir.join("agent/agent.sock");
         // The agent sweeps and probes before it serves.
         until(Duration::from_secs(60), "the agent's socket", || {

@@ -38,7 +38,10 @@ impl Hearth {
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let log = dir.join(format!("{}-{number}.log", args.first().unwrap_or(&"hearth")));
         let file = File::create(&log)?;
-        let child = Command::new(program()?)
+        // Another program than the others' of the test: an upgrade.
+        let other = env.iter().find(|(name, _)| *name == "HEARTH_BIN").map(|(_, path)| PathBuf::from(path));
+        let program = other.map_or_else(program, Ok)?;
+        let child = Command::new(program)
             .args(args)
             .env("HEARTH_DIR", dir)
             .envs(env.iter().copied())
@@ -101,7 +104,7 @@ impl Drop for Hearth {
             let _ = self.child.wait();
             // Nor may its capsules, mount and database; the test has failed already and says why.
             if let Ok(program) = program() {
-                let _ = Command::new(program).arg("down").env("HEARTH_DIR", &self.dir).output();
+                let _ = Command::new(program).args(["down", "--destroy"]).env("HEARTH_DIR", &self.dir).output();
             }
         }
         if std::thread::panicking() {

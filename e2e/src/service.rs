@@ -47,9 +47,10 @@ impl Answer {
 }
 
 impl TestService {
-    /// Starts `hearth up` in `dir` and waits until it is ready.
+    /// Starts `hearth up` in `dir` and waits until it is ready. It ends its capsules when it stops, unless `env` says
+    /// otherwise.
     pub async fn start(dir: &Path, env: &[(&str, &str)]) -> anyhow::Result<Self> {
-        let mut all = vec![("HEARTH_LISTEN", "127.0.0.1:0")];
+        let mut all = vec![("HEARTH_LISTEN", "127.0.0.1:0"), ("HEARTH_ON_STOP", "destroy")];
         all.extend_from_slice(env);
         let mut process = Hearth::start(dir, &["up"], &all)?;
         let url = until(Duration::from_secs(90), "hearth up to print its URL", || {

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!             create ─▶ running ──destroy──▶ stopping ─▶ stopped
-//!                        │  ▲ ╰──its host says so──▶ failed
-//!        host forgot it  ▼  │ host has it again
+//!          paused ◀──────╯ │▲ ╰──its host says so──▶ failed
+//!             ╰── used ──▶ ││
+//!        host forgot it    ▼│ host has it again
 //!                       missing
 //! ```
 //! The inactivity timeout is recorded with the capsule; nothing acts on it yet.

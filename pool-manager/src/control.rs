@@ -21,9 +21,10 @@ use crate::{
     store::{Store, writer::Writer},
     template::{alias, catalogue::Catalogue, ensure::Ensure},
 };
+use hearth_proto::id::CapsuleId;
 use hearth_proto::wire::pool::pool_manager_server::PoolManagerServer;
 use hearth_service::{rpc, shutdown::Shutdown, socket};
-use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, future::Future, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{net::UnixListener, sync::watch as level, task::JoinSet};
 use tonic::{service::Routes, transport::Server};
 
@@ -36,10 +37,16 @@ pub struct PoolManager;
 pub struct Running {
     socket: PathBuf,
     ended: level::Receiver<Option<&'static str>>,
+    clerk: Clerk,
     shutdown: Shutdown,
 }
 
 impl Running {
+    /// Users' capsules that should be on a host. None when the shutdown has begun: nobody knows any more.
+    pub async fn users(&self) -> Option<HashSet<CapsuleId>> {
+        self.clerk.users().await.ok()
+    }
+
     /// The endpoint it serves on, `unix:/path`.
     pub fn endpoint(&self) -> String {
         socket::endpoint(&self.socket)
@@ -88,10 +95,11 @@ impl PoolManager {
 
         let mut parts = Parts { tasks: JoinSet::new() };
         let service = parts.build(&config, agent, store, records, &shutdown);
+        let clerk = service.owners.clerk.clone();
         parts.start("server", serve(listener, service, shutdown.clone()));
         let ended = parts.supervise(&shutdown);
         tracing::info!(socket = %path.display(), "pool-manager serves");
-        Ok(Running { socket: path, ended, shutdown })
+        Ok(Running { socket: path, ended, clerk, shutdown })
     }
 }
 

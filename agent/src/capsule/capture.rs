@@ -55,6 +55,13 @@ pub enum CaptureError {
     },
 }
 
+impl CaptureError {
+    /// The VMM's record could not be written.
+    pub fn record(source: io::Error) -> Self {
+        Self::File { what: "the VMM's record", source }
+    }
+}
+
 fn file(what: &'static str) -> impl Fn(io::Error) -> CaptureError {
     move |source| CaptureError::File { what, source }
 }

@@ -13,7 +13,13 @@ use crate::{
     snapshot::{generation::Generation, store::Durability},
 };
 use hearth_proto::{id::CapsuleId, wire::agent as wire};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Where an answer goes.
@@ -38,6 +44,10 @@ pub enum Message {
     Destroy(oneshot::Sender<()>),
     /// The agent stops: as destroy, but a paused capsule stays on disk.
     Leave(oneshot::Sender<()>),
+    /// The agent stops and another one follows: a capsule that runs or is parked does so on.
+    LetGo(oneshot::Sender<()>),
+    /// The agent stops and this cannot be kept: destroy it, and leave the reason to the next agent.
+    GiveUp(String, oneshot::Sender<()>),
     /// Private memory and pager statistics.
     Measure(oneshot::Sender<Measured>),
 }
@@ -103,6 +113,8 @@ pub struct Handle {
     pub(super) messages: mpsc::Sender<Message>,
     pub(super) state: watch::Receiver<State>,
     pub(super) guest: watch::Receiver<Option<Guest>>,
+    /// Whether it comes back from disk when it is used: the agent paused it by itself.
+    pub(super) wakes: Arc<AtomicBool>,
 }
 
 impl Handle {
@@ -143,8 +155,11 @@ impl Handle {
     }
 
     /// The guest, for bytes. A parked capsule is claimed on the way; one that comes back in a moment is waited for.
-    /// Refused unless it lives. Cancel safe.
+    /// Refused unless it lives, or the agent paused it by itself: then it is resumed. Cancel safe.
     pub async fn guest(&self) -> Result<Guest, AgentError> {
+        if self.wakes() && self.state() == State::Paused {
+            self.resume().await?;
+        }
         if self.settled(Request::Use).await? == Decision::Nothing
             && let Some(guest) = self.guest.borrow().clone()
         {
@@ -161,8 +176,28 @@ impl Handle {
 
     /// Puts it on disk. A pause under way is joined, anything else under way refuses it at once.
     pub async fn pause(&self) -> Result<Option<Figures>, AgentError> {
-        self.state.borrow().decide(Request::Pause)?;
+        self.pause_so(false).await
+    }
+
+    /// Puts it on disk until it is used: the agent's own decision. What is under way is waited for.
+    pub async fn suspend(&self) -> Result<Option<Figures>, AgentError> {
+        let mut state = self.state.clone();
+        let is_settled = |state: &State| !matches!(state, State::Resuming | State::Snapshotting);
+        state.wait_for(is_settled).await.map_err(|_| self.ended())?;
+        self.pause_so(true).await
+    }
+
+    async fn pause_so(&self, wakes: bool) -> Result<Option<Figures>, AgentError> {
+        let decision = self.state.borrow().decide(Request::Pause)?;
+        if let Decision::Move(_) = decision {
+            self.wakes.store(wakes, Ordering::SeqCst);
+        }
         self.ask(Message::Pause).await
+    }
+
+    /// Whether it comes back from disk when it is used.
+    pub(super) fn wakes(&self) -> bool {
+        self.wakes.load(Ordering::SeqCst)
     }
 
     /// Brings it back from disk. A resume under way is joined, anything else under way refuses it at once.
@@ -206,6 +241,25 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         if self.messages.send(Message::Leave(reply)).await.is_ok() {
             // No answer: its task ended on its own, which is what was wanted.
+            let _ = answer.await;
+        }
+    }
+
+    /// Ends its task for the agent's stop and leaves the capsule to the next agent. One that is just being restored is
+    /// destroyed: nobody was told of it.
+    pub async fn let_go(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.messages.send(Message::LetGo(reply)).await.is_ok() {
+            // No answer: its task ended on its own.
+            let _ = answer.await;
+        }
+    }
+
+    /// Ends it at the agent's stop, and leaves the reason for whoever asks the next agent about it.
+    pub async fn give_up(&self, reason: String) {
+        let (reply, answer) = oneshot::channel();
+        if self.messages.send(Message::GiveUp(reason, reply)).await.is_ok() {
+            // No answer: its task ended on its own.
             let _ = answer.await;
         }
     }

@@ -10,8 +10,9 @@
 //! a crash after it finds a paused one.
 
 use super::{
-    capture::{self, Captured, Figures, Order, blocking},
+    capture::{self, CaptureError, Captured, Figures, Order, blocking},
     handle::{Capture, Message, Reply, Shot},
+    ledger::Phase,
     paused::PausedRecord,
     restore::restore,
     runner::{End, Life, Runner, Turn, Wish, step},
@@ -84,7 +85,8 @@ impl Runner {
         let captured = self.shoot(life, key, &mut figures).await?;
         let publish = Instant::now();
         let (generations, records) = (self.parts.generations.clone(), self.parts.paused.clone());
-        let record = PausedRecord::new(&self.handle.facts, key, &self.settings);
+        let mut record = PausedRecord::new(&self.handle.facts, key, &self.settings);
+        record.wakes = self.handle.wakes();
         let published: Result<Arc<Generation>, AgentError> = blocking(move || {
             let generation = captured.publish(&generations, Durability::Synced)?;
             if let Err(error) = records.write(&record) {
@@ -153,6 +155,9 @@ impl Runner {
 
     /// The guest prepares, the vCPUs stop, the state is copied. After an error the capsule runs on, or is lost.
     async fn shoot(&mut self, life: &Life, key: &str, figures: &mut Figures) -> Result<Captured, Setback> {
+        if let Err(error) = life.vmm.enter(Phase::Capturing) {
+            return Err(Setback { error: CaptureError::record(error).into(), fatal: None });
+        }
         let prepare = Instant::now();
         if let Err(error) = capture::settle(&life.vmm).await {
             return Err(Setback { error: error.into(), fatal: None });
@@ -164,6 +169,7 @@ impl Runner {
             Ok(Ok(())) => {}
             // The guest has undone it itself.
             Ok(Err(error @ GuestError::Refused(_))) => {
+                self.captured(life);
                 return Err(Setback { error: error.into(), fatal: None });
             }
             Ok(Err(error)) => return Err(self.run_on(life, error.into()).await),
@@ -186,14 +192,25 @@ impl Runner {
     }
 
     /// vCPUs run and the guest serves again, as the same capsule.
-    async fn go_on(&mut self, life: &Life) -> Result<(), String> {
+    pub(super) async fn go_on(&mut self, life: &Life) -> Result<(), String> {
         life.vmm.resume().await.map_err(|error| error.to_string())?;
         let identity =
             Identity { hostname: self.handle.facts.id.to_string(), env: self.settings.env.clone() };
         match life.guest.activate(identity).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.captured(life);
+                Ok(())
+            }
             Err(_) if !life.vmm.is_alive() => Err(format!("the VMM or its pager ended {}", life.vmm.log())),
             Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Notes that nothing of a capture is left to be undone. Were this lost, the next agent would undo it again, which
+    /// does no harm.
+    fn captured(&self, life: &Life) {
+        if let Err(error) = life.vmm.enter(Phase::Running) {
+            tracing::warn!(%error, "the VMM's record");
         }
     }
 
@@ -244,7 +261,9 @@ impl Runner {
                     }
                     Some(Turn::Ended(End::Destroyed(vec![reply])))
                 }
-                Message::Leave(reply) => Some(Turn::Ended(End::Left(Some(reply)))),
+                Message::Leave(reply) | Message::LetGo(reply) | Message::GiveUp(_, reply) => {
+                    Some(Turn::Ended(End::Left(Some(reply))))
+                }
                 other @ (Message::Claim(_) | Message::Measure(_) | Message::GrowDisk(..)) => {
                     self.refuse(other);
                     None
@@ -272,7 +291,11 @@ impl Runner {
             Err(denied) => return answer(reply, Err(denied.into())),
         }
         let start = Instant::now();
-        match self.wake_up(rest, to).await {
+        let woken = match self.parts.shutdown.token().is_cancelled() {
+            true => Err(AgentError::Stopping),
+            false => self.wake_up(rest, to).await,
+        };
+        match woken {
             Ok(life) => {
                 self.begin(&life);
                 step("resume_capsule", start);
@@ -305,7 +328,8 @@ impl Runner {
     /// A restore of this capsule under its own id.
     async fn restore_own(&mut self, source: Source) -> Result<Life, AgentError> {
         let wish = Wish { id: self.handle.facts.id, park: false, settings: self.settings.clone() };
-        match timeout(RESTORE_DEADLINE, restore(&self.parts.templates, &source, wish)).await {
+        let facts = self.handle.facts.clone();
+        match timeout(RESTORE_DEADLINE, restore(&self.parts.templates, &source, wish, Some(&facts))).await {
             Ok(restored) => restored,
             Err(_) => Err(AgentError::Ended("the restore took too long and was given up".to_owned())),
         }

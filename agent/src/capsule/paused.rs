@@ -36,6 +36,9 @@ pub struct PausedRecord {
     pub created_at_ms: i64,
     /// Key of the generation that it is resumed from.
     pub generation: String,
+    /// Whether it comes back when it is used: the agent paused it by itself.
+    #[serde(default)]
+    pub wakes: bool,
     /// What it was asked to be.
     #[serde(flatten)]
     pub settings: Settings,
@@ -76,6 +79,7 @@ impl PausedRecord {
             memory_mb: facts.memory_mb,
             created_at_ms: facts.created_at_ms,
             generation: generation.to_owned(),
+            wakes: false,
             settings: settings.clone(),
         }
     }
@@ -179,6 +183,7 @@ mod tests {
             memory_mb: 1024,
             created_at_ms: 5,
             generation: "gen-1".to_owned(),
+            wakes: true,
             settings: Settings {
                 env: HashMap::from([("KEY".to_owned(), "secret".to_owned())]),
                 disk_mb: 4096,

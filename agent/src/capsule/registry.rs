@@ -72,6 +72,16 @@ impl Registry {
         Ok(handle)
     }
 
+    /// Registers a capsule of an earlier agent, whatever the limit says now. False when its id is taken.
+    pub fn adopt(&self, handle: Handle) -> bool {
+        let mut inner = self.lock();
+        let is_new = !inner.capsules.contains_key(&handle.facts.id);
+        if is_new {
+            inner.capsules.insert(handle.facts.id, handle);
+        }
+        is_new
+    }
+
     /// The capsule of this id, ended ones included for a while.
     pub fn get(&self, id: CapsuleId) -> Option<Handle> {
         self.lock().capsules.get(&id).cloned()

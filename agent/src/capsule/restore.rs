@@ -2,12 +2,15 @@
 
 use super::{
     disk,
+    handle::Facts,
+    ledger::{LifeRecord, Phase},
     runner::{Life, Wish, step},
     source::Source,
 };
 use crate::{
     error::AgentError,
     guest::{Guest, Identity},
+    snapshot::manifest::Parent,
     template::Templates,
     vmm::guard::Vmm,
 };
@@ -15,23 +18,34 @@ use std::{sync::Arc, time::Instant};
 
 /// From a snapshot to a capsule that answers: VMM, device state, vCPUs, handshake.
 /// Dropping the future half way gives everything back (the VMM is a guard).
+///
+/// A capsule of which others will be told has `facts`. Everything that a later agent needs to take it over is on disk
+/// before this returns; without facts, and while it is being restored, a later agent ends it.
 pub(crate) async fn restore(
     templates: &Arc<Templates>,
     source: &Source,
     wish: Wish,
+    facts: Option<&Facts>,
 ) -> Result<Life, AgentError> {
     let _first = templates.parking.restoring();
     let start = Instant::now();
-    let mut vmm = source.vmm(templates).await?;
-    vmm.assign(wish.id).map_err(|error| AgentError::NoCapacity(format!("the VMM's record: {error}")))?;
+    let vmm = source.vmm(templates).await?;
+    let token = Guest::new_token()?;
+    let noted = |error| AgentError::NoCapacity(format!("the VMM's record: {error}"));
+    if let Some(facts) = facts {
+        vmm.assign(facts.id, life_record(source, facts, &wish, &token)).map_err(noted)?;
+    }
+    let phase = if wish.park { Phase::Parked } else { Phase::Running };
     step("vmm", start);
     let fresh = vmm.image().filter(|image| image.is_fresh()).cloned();
     if let Some(image) = &fresh {
         templates.prefetch(source.base(), image.clone());
     }
-    let restored = bring_up(&vmm, source, wish, start).await;
+    let guest = Guest::new(vmm.netns.clone(), &token)?;
+    let restored = bring_up(&vmm, &guest, source, wish, start).await;
     match restored {
-        Ok(guest) => {
+        Ok(()) => {
+            vmm.enter(phase).map_err(noted)?;
             if let Some(image) = fresh {
                 templates.judge(source.base(), image);
             }
@@ -46,7 +60,28 @@ pub(crate) async fn restore(
     }
 }
 
-async fn bring_up(vmm: &Vmm, source: &Source, wish: Wish, start: Instant) -> Result<Guest, AgentError> {
+fn life_record(source: &Source, facts: &Facts, wish: &Wish, token: &str) -> LifeRecord {
+    let base = &source.base().snapshot.manifest;
+    LifeRecord {
+        phase: Phase::Starting,
+        reason: String::new(),
+        token: token.to_owned(),
+        template: facts.template.clone(),
+        vcpus: facts.vcpus,
+        memory_mb: facts.memory_mb,
+        created_at_ms: facts.created_at_ms,
+        base: Parent { key: base.key.clone(), memory_xxh3: base.memory_xxh3 },
+        settings: wish.settings.clone(),
+    }
+}
+
+async fn bring_up(
+    vmm: &Vmm,
+    guest: &Guest,
+    source: &Source,
+    wish: Wish,
+    start: Instant,
+) -> Result<(), AgentError> {
     let load = Instant::now();
     vmm.load(&source.device()).await?;
     step("load", load);
@@ -54,7 +89,6 @@ async fn bring_up(vmm: &Vmm, source: &Source, wish: Wish, start: Instant) -> Res
     vmm.resume().await?;
     step("resume", resume);
     let handshake = Instant::now();
-    let guest = Guest::new(vmm.netns.clone());
     let identity = Identity { hostname: wish.id.to_string(), env: wish.settings.env };
     let reply = guest.activate(identity).await?;
     step("handshake", handshake);
@@ -71,5 +105,5 @@ async fn bring_up(vmm: &Vmm, source: &Source, wish: Wish, start: Instant) -> Res
         step("park", park);
     }
     step(if wish.park { "restore_parked" } else { "restore" }, start);
-    Ok(guest)
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::{
     handle::{Facts, Handle, Measured, Message},
+    ledger::Phase,
     pause::Rest,
     paused::PausedRecord,
     restore::restore,
@@ -20,7 +21,7 @@ use crate::{
 use hearth_proto::id::CapsuleId;
 use std::{
     io,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -72,6 +73,7 @@ pub fn rest(parts: &Arc<Parts>, record: PausedRecord) -> Handle {
         created_at_ms: record.created_at_ms,
     };
     let (mut runner, handle) = Runner::new(parts, facts, State::Paused, record.settings);
+    handle.wakes.store(record.wakes, Ordering::SeqCst);
     let rest = Rest { key: record.generation, figures: None };
     runner.handle.disk.set(parts.generations.upper(&rest.key));
     parts.shutdown.tasks().spawn(
@@ -113,17 +115,17 @@ pub(super) enum Turn {
 pub(super) enum End {
     Destroyed(Vec<oneshot::Sender<()>>),
     Died(String),
-    /// The agent stops; the capsule stays on disk.
+    /// The agent stops; the capsule stays as it is, on disk or running.
     Left(Option<oneshot::Sender<()>>),
 }
 
 impl Runner {
-    fn new(parts: &Arc<Parts>, facts: Facts, state: State, settings: Settings) -> (Self, Handle) {
+    pub(super) fn new(parts: &Arc<Parts>, facts: Facts, state: State, settings: Settings) -> (Self, Handle) {
         let (messages, queue) = mpsc::channel(QUEUE);
         let (state, state_watch) = watch::channel(state);
         let (guest, guest_watch) = watch::channel(None);
-        let (facts, disk) = (Arc::new(facts), Arc::default());
-        let handle = Handle { facts, disk, messages, state: state_watch, guest: guest_watch };
+        let (facts, disk, wakes) = (Arc::new(facts), Arc::default(), Arc::default());
+        let handle = Handle { facts, disk, messages, state: state_watch, guest: guest_watch, wakes };
         (Self { parts: parts.clone(), handle: handle.clone(), queue, state, guest, settings }, handle)
     }
 
@@ -144,7 +146,7 @@ impl Runner {
     }
 
     /// From life to life, over any number of pauses, to the end.
-    async fn lives(&mut self, mut turn: Turn) -> End {
+    pub(super) async fn lives(&mut self, mut turn: Turn) -> End {
         loop {
             turn = match turn {
                 Turn::Lives(life) => {
@@ -154,7 +156,10 @@ impl Runner {
                         // Streams of this life end, with the reason.
                         self.guest.send_replace(None);
                     }
-                    drop(life);
+                    match next {
+                        Turn::Ended(End::Left(_)) => life.vmm.let_go(),
+                        Turn::Lives(_) | Turn::Paused(_) | Turn::Ended(_) => drop(life),
+                    }
                     next
                 }
                 Turn::Paused(rest) => self.rest(rest).await,
@@ -163,7 +168,7 @@ impl Runner {
         }
     }
 
-    async fn end(mut self, end: End) {
+    pub(super) async fn end(mut self, end: End) {
         match end {
             End::Destroyed(replies) => {
                 self.happened(Happening::Released);
@@ -204,13 +209,19 @@ impl Runner {
 
     /// Restores, unless the capsule is destroyed meanwhile.
     async fn start(&mut self, source: Source, wish: Wish) -> Start {
-        let restore = restore(&self.parts.templates, &source, wish);
+        let facts = self.handle.facts.clone();
+        let restore = restore(&self.parts.templates, &source, wish, Some(&facts));
         tokio::pin!(restore);
         loop {
             tokio::select! {
                 biased;
                 message = self.queue.recv() => match message {
-                    Some(Message::Destroy(reply) | Message::Leave(reply)) => {
+                    Some(
+                        Message::Destroy(reply)
+                        | Message::Leave(reply)
+                        | Message::LetGo(reply)
+                        | Message::GiveUp(_, reply),
+                    ) => {
                         self.state.send_replace(State::Stopping);
                         // Dropping the restore undoes what it has done.
                         return Start::Ended(End::Destroyed(vec![reply]));
@@ -284,8 +295,21 @@ impl Runner {
                 self.grow_disk(life, wanted_mb, reply).await;
                 None
             }
+            Message::GiveUp(reason, reply) => {
+                self.state.send_replace(State::Stopping);
+                let failed = self.parts.templates.launcher.layout.failed();
+                if let Err(error) = life.vmm.leave_reason(&failed, reason) {
+                    tracing::error!(%error, "the reason why a capsule is lost could not be kept");
+                }
+                Some(Turn::Ended(End::Destroyed(vec![reply])))
+            }
+            Message::LetGo(reply) => Some(Turn::Ended(End::Left(Some(reply)))),
             Message::Destroy(reply) | Message::Leave(reply) => {
                 self.state.send_replace(State::Stopping);
+                // A crash from here on is followed by the end of this.
+                if let Err(error) = life.vmm.enter(Phase::Stopping) {
+                    tracing::warn!(%error, "the VMM's record");
+                }
                 Some(Turn::Ended(End::Destroyed(vec![reply])))
             }
             Message::Measure(reply) => {
@@ -360,7 +384,10 @@ fn refuse(state: &State, message: Message) {
         Message::GrowDisk(_, reply) => {
             let _ = reply.send(denied(state));
         }
-        Message::Destroy(reply) | Message::Leave(reply) => {
+        Message::Destroy(reply)
+        | Message::Leave(reply)
+        | Message::LetGo(reply)
+        | Message::GiveUp(_, reply) => {
             let _ = reply.send(());
         }
         Message::Measure(reply) => {

@@ -46,7 +46,7 @@ impl From<AgentError> for Status {
             AgentError::Guest(GuestError::Deadline(_)) => Code::DeadlineExceeded,
             AgentError::Launch(_)
             | AgentError::Vmm(_)
-            | AgentError::Guest(GuestError::Randomness(_) | GuestError::Rehearsal(_))
+            | AgentError::Guest(GuestError::Randomness(_) | GuestError::Rehearsal(_) | GuestError::Token(_))
             | AgentError::Capture(_)
             | AgentError::Paused(_)
             | AgentError::Store(_)

@@ -7,12 +7,13 @@ use nix::{
 };
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     fs::{self, File, OpenOptions, Permissions},
     io,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -57,6 +58,8 @@ pub struct Images {
 struct State {
     next: u64,
     by_key: HashMap<String, Arc<Image>>,
+    /// Images of an earlier agent, by name, until the sweep.
+    taken_back: HashMap<String, Weak<Image>>,
 }
 
 /// One image. The file is unlinked when the last holder lets go, never cut or punched before: whoever maps it keeps
@@ -71,6 +74,11 @@ impl Image {
     /// The image's path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its name on the agent's tmpfs.
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// True for the first caller only: the image is as empty as it was made, and about to be used.
@@ -93,28 +101,79 @@ impl Drop for Image {
 }
 
 impl Images {
-    /// Mounts the tmpfs at `folder` with a budget of `budget_mb`, or takes over the one that is there, and removes
-    /// images that nobody owns any more.
+    /// Mounts the tmpfs at `folder` with a budget of `budget_mb`, or takes over the one that is there with all that is on
+    /// it: living VMMs map it. What nobody took back by [`Images::take_back`] goes by [`Images::sweep`].
     pub fn open(folder: &Path, budget_mb: u64) -> Result<Self, ImageError> {
         let fail = |source: io::Error| ImageError::Mount { path: folder.to_owned(), source };
         fs::create_dir_all(folder).map_err(fail)?;
+        // huge=never: a huge page would turn the holes beside a filled page into zeros without an event.
+        let options = format!("size={budget_mb}m,mode=0711,huge=never");
+        let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+        let tmpfs = |flags| {
+            mount(Some("hearth-images"), folder, Some("tmpfs"), flags, Some(options.as_str())).map_err(io::Error::from)
+        };
         if !is_mount_point(folder).map_err(fail)? {
-            // huge=never: a huge page would turn the holes beside a filled page into zeros without an event.
-            let options = format!("size={budget_mb}m,mode=0711,huge=never");
-            mount(
-                Some("hearth-images"),
-                folder,
-                Some("tmpfs"),
-                MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
-                Some(options.as_str()),
-            )
-            .map_err(|errno| fail(errno.into()))?;
+            tmpfs(flags).map_err(fail)?;
+        } else if let Err(error) = tmpfs(flags | MsFlags::MS_REMOUNT) {
+            // Less than what is on it.
+            tracing::warn!(%error, budget_mb, "the tmpfs for memory images keeps the size that it has");
         }
-        for entry in fs::read_dir(folder).map_err(fail)? {
-            let path = entry.map_err(fail)?.path();
+        let images = Self { folder: folder.to_owned(), current: Mutex::default() };
+        let next = images.files()?.iter().filter_map(|path| number(path)).max().unwrap_or(0);
+        images.lock().next = next;
+        Ok(images)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn files(&self) -> Result<Vec<PathBuf>, ImageError> {
+        let fail = |source: io::Error| ImageError::File { path: self.folder.clone(), source };
+        let entries = fs::read_dir(&self.folder).map_err(fail)?;
+        entries.map(|entry| Ok(entry.map_err(fail)?.path())).collect()
+    }
+
+    /// The image `name` of the snapshot `key`, which a VMM of an earlier agent maps. It is the snapshot's current one
+    /// unless a newer one is.
+    pub fn take_back(&self, key: &str, name: &str, ram_bytes: u64) -> Result<Arc<Image>, ImageError> {
+        let path = self.folder.join(name);
+        let fail = |source: io::Error| ImageError::File { path: path.clone(), source };
+        if Path::new(name).file_name() != Some(OsStr::new(name)) {
+            return Err(fail(io::ErrorKind::InvalidFilename.into()));
+        }
+        let mut state = self.lock();
+        if let Some(image) = state.taken_back.get(name).and_then(Weak::upgrade) {
+            return Ok(image);
+        }
+        let meta = fs::symlink_metadata(&path).map_err(fail)?;
+        if !meta.is_file() || meta.len() != ram_bytes {
+            return Err(fail(io::Error::new(io::ErrorKind::InvalidData, "it has not the size of its memory")));
+        }
+        // Filled ahead when it was fresh.
+        let image = Arc::new(Image { path: path.clone(), used: AtomicBool::new(true) });
+        let current = state.by_key.get(key).and_then(|image| number(&image.path));
+        if current <= number(&path) {
+            state.by_key.insert(key.to_owned(), image.clone());
+        }
+        state.taken_back.insert(name.to_owned(), Arc::downgrade(&image));
+        Ok(image)
+    }
+
+    /// Removes all that no image of this agent is: what nobody maps any more, and what a template build left. Called
+    /// once, before anything is made. Returns how many.
+    pub fn sweep(&self) -> Result<usize, ImageError> {
+        let taken_back = std::mem::take(&mut self.lock().taken_back);
+        let mut removed = 0;
+        for path in self.files()? {
+            let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+            if taken_back.get(name).is_some_and(|image| image.strong_count() > 0) {
+                continue;
+            }
             fs::remove_file(&path).map_err(|source| ImageError::File { path, source })?;
+            removed += 1;
         }
-        Ok(Self { folder: folder.to_owned(), current: Mutex::default() })
+        Ok(removed)
     }
 
     /// Images in a folder that is no tmpfs of their own, for tests of their content.
@@ -197,6 +256,11 @@ impl Drop for BuildRam {
             tracing::warn!(path = %self.path.display(), %error, "build memory left for the next start's sweep");
         }
     }
+}
+
+/// The number of the image at `path`, by which newer ones of a snapshot are told: `KEY-NUMBER.img`.
+fn number(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_suffix(".img")?.rsplit('-').next()?.parse().ok()
 }
 
 fn create_sparse(path: &Path, bytes: u64) -> io::Result<()> {

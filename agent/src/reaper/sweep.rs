@@ -1,10 +1,10 @@
-//! At start (and at `hearth down`): end what an earlier agent left.
+//! At start (and at `hearth down`): end what an earlier agent left, but for what is adopted.
 //!
 //! Two ways to find it, because a crash can come between any two steps: the record in each VMM's folder, and the mark
 //! that every VMM and pager of this data folder has on its command line.
 
 use crate::{
-    capsule::ledger::{self, Record},
+    capsule::ledger::{self, Phase},
     config::Layout,
     vmm::{
         firecracker::cgroup,
@@ -12,6 +12,7 @@ use crate::{
     },
 };
 use std::{
+    collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
     time::Duration,
@@ -27,16 +28,26 @@ pub struct Swept {
     pub processes: usize,
     /// Folders that were removed.
     pub folders: usize,
-    /// Records of VMMs that ran a capsule.
-    pub capsules: Vec<Record>,
+    /// Capsules that were lost: those that had not been told to end.
+    pub capsules: usize,
 }
 
-/// Ends all VMMs and pagers of this data folder and removes their folders.
-pub async fn sweep(layout: &Layout) -> io::Result<Swept> {
+/// What a sweep leaves alone.
+#[derive(Debug, Default, Clone)]
+pub struct Spared {
+    /// VMMs' folders.
+    pub folders: HashSet<PathBuf>,
+    /// VMMs and pagers.
+    pub pids: HashSet<i32>,
+}
+
+/// Ends all VMMs and pagers of this data folder, but for the `spared`, and removes their folders.
+pub async fn sweep(layout: &Layout, spared: &Spared) -> io::Result<Swept> {
     let mut swept = Swept::default();
     let boot_id = ledger::boot_id()?;
     let vmms = layout.vmms();
-    let folders = folders(&vmms)?;
+    let mut folders = folders(&vmms)?;
+    folders.retain(|folder| !spared.folders.contains(folder));
     let mut doomed = Vec::new();
     for folder in &folders {
         // A folder without a readable record is a VMM that was never started, or is found by its mark below.
@@ -44,17 +55,19 @@ pub async fn sweep(layout: &Layout) -> io::Result<Swept> {
         if record.boot_id == boot_id {
             doomed.extend(record.processes.iter().map(|process| (process.pid, Some(process.start_ticks))));
         }
-        if record.capsule.is_some() {
-            swept.capsules.push(record);
-        }
+        let is_lost = |phase| matches!(phase, Phase::Parked | Phase::Running | Phase::Capturing);
+        swept.capsules += usize::from(record.life.is_some_and(|life| is_lost(life.phase)));
     }
-    doomed.extend(marked(&layout.mark(), &vmms)?.into_iter().map(|pid| (pid, None)));
+    let marked = marked(&layout.mark(), &vmms)?;
+    doomed.extend(marked.into_iter().filter(|pid| !spared.pids.contains(pid)).map(|pid| (pid, None)));
     for (pid, started) in doomed {
         if end(pid, started).await? {
             swept.processes += 1;
         }
     }
-    cgroup::sweep(&layout.mark());
+    let names = spared.folders.iter().filter_map(|folder| folder.file_name());
+    let groups = names.map(|name| format!("{}{}", layout.mark(), name.to_string_lossy())).collect();
+    cgroup::sweep(&layout.mark(), &groups);
     for folder in folders {
         fs::remove_dir_all(&folder)?;
         swept.folders += 1;

@@ -27,7 +27,7 @@ use std::{
 };
 
 /// Keys of generations without a name begin like this.
-const UNNAMED: &str = "gen-";
+pub(crate) const UNNAMED: &str = "gen-";
 
 /// Why a generation cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -63,7 +63,20 @@ impl Templates {
         let loaded = self.list().into_iter().find(|template| template.snapshot.manifest.key == parent.key);
         let template = match loaded.or_else(|| self.lock_bases().get(&parent.key).cloned()) {
             Some(template) => template,
-            None => self.open_base(&parent.key)?,
+            None => self.open_base(&parent.key, true)?,
+        };
+        if template.snapshot.manifest.memory_xxh3 != parent.memory_xxh3 {
+            return Err(BaseError::Rebuilt(parent.key.clone()));
+        }
+        Ok(template)
+    }
+
+    /// The same for a capsule that runs: also when this host could not restore it any more, because its engine or its
+    /// guest images are newer by now. Then the capsule goes on, and only its captures are refused.
+    pub fn base_of_living(&self, parent: &Parent) -> Result<Arc<Template>, BaseError> {
+        let template = match self.base(parent) {
+            Err(BaseError::Misfit(_) | BaseError::Rootfs(_)) => self.open_base(&parent.key, false)?,
+            base => return base,
         };
         if template.snapshot.manifest.memory_xxh3 != parent.memory_xxh3 {
             return Err(BaseError::Rebuilt(parent.key.clone()));
@@ -81,20 +94,27 @@ impl Templates {
         shelf::keep_only(&self.launcher.layout.templates(), needed, owner)
     }
 
-    fn open_base(&self, key: &str) -> Result<Arc<Template>, BaseError> {
+    fn open_base(&self, key: &str, to_restore: bool) -> Result<Arc<Template>, BaseError> {
         let folder = self.launcher.layout.templates().join(key);
         let in_use = shelf::InUse::of(&folder).map_err(|source| BaseError::Folder { folder, source })?;
         let in_use = in_use.ok_or_else(|| BaseError::Gone(key.to_owned()))?;
         let snapshot = self.store.get(key)?.ok_or_else(|| BaseError::Gone(key.to_owned()))?;
         let sha256 = snapshot.manifest.rootfs_sha256.clone();
-        fit::check(&snapshot.manifest, &platform(&self.launcher.engine), &sha256)?;
+        if to_restore {
+            fit::check(&snapshot.manifest, &platform(&self.launcher.engine), &sha256)?;
+        }
         let images = self.launcher.layout.boot_files();
         let rootfs = images.parent().and_then(|folder| find_rootfs(folder, &sha256));
-        let rootfs = rootfs.ok_or(BaseError::Rootfs(sha256))?;
+        let rootfs = match rootfs {
+            None if !to_restore => PathBuf::new(),
+            rootfs => rootfs.ok_or(BaseError::Rootfs(sha256))?,
+        };
         let working_set =
             WorkingSet::of(&snapshot).map_err(|source| StoreError::Memory { key: key.to_owned(), source })?;
         let template = Arc::new(Template { snapshot, rootfs, working_set, _in_use: in_use });
-        self.lock_bases().insert(key.to_owned(), template.clone());
+        if to_restore {
+            self.lock_bases().insert(key.to_owned(), template.clone());
+        }
         Ok(template)
     }
 

@@ -109,7 +109,8 @@ pub async fn build(
         .map_err(|error| file("reserving memory")(io::Error::other(error)))??;
     say("booting the guest");
     let vmm = templates.launcher.boot(&boot.files, recipe.size, uid, &ram).await?;
-    let guest = Guest::new(vmm.netns.clone());
+    let silent = |source| BuildError::Guest { source, console: String::new() };
+    let guest = Guest::new_token().and_then(|token| Guest::new(vmm.netns.clone(), &token)).map_err(silent)?;
     come_up(&vmm, &guest).await?;
     disk::ensure(&vmm, &guest, recipe.disk_mb).await?;
     say(&format!("guest is up; starting and warming {}", recipe.languages.join(", ")));

@@ -222,7 +222,7 @@ async fn touched(templates: &Arc<Templates>, template: &Arc<Template>) -> Result
     templates.images.evict(key);
     templates.parking.clear(key);
     let wish = Wish { id: CapsuleId::new(), park: true, settings: Settings::default() };
-    let life = restore(templates, &Source::Template(template.clone()), wish).await?;
+    let life = restore(templates, &Source::Template(template.clone()), wish, None).await?;
     let Some(image) = life.vmm.image().cloned() else { return Ok(Chunks::new()) };
     drop(life);
     Ok(spawn_blocking(move || working_set::touched(&image)).await??)

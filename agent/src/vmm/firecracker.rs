@@ -19,6 +19,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::{OpenOptionsExt, fchown},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// Largest device state: it is some tens of KiB.
@@ -81,6 +82,24 @@ impl Firecracker {
         self.api.create_snapshot(&create).await?;
         let (from, to) = (self.inside(path::STATE), state.to_owned());
         Ok(blocking(move || take_out(&from, &to)).await?)
+    }
+
+    /// Takes hold of one that an earlier agent started in `folder`, as `uid`, and says whether its vCPUs run.
+    pub async fn take_over(
+        folder: &Path,
+        uid: u32,
+        (version, life): (Version, Life),
+        deadline: Duration,
+    ) -> Result<(Self, bool), FirecrackerError> {
+        let owned = folder.to_owned();
+        let found = tokio::task::spawn_blocking(move || jail::Jail::find(&owned)).await;
+        let (root, root_fd) = found.map_err(io::Error::other)??;
+        let api = Api::new(root_fd);
+        let info = api.greet(deadline, || true).await?;
+        if info.vmm_version != version.to_string() {
+            return Err(FirecrackerError::Version { found: info.vmm_version, expected: version });
+        }
+        Ok((Self { api, root, uid, version, life }, info.state == "Running"))
     }
 
     /// The host's path of a path in the jail.

@@ -7,15 +7,19 @@ use super::{
     uid::UidLease,
 };
 use crate::{
-    capsule::ledger::{self, Record},
+    capsule::ledger::{self, LifeRecord, Phase, Record},
     memory::{image::Image, stats::Stats},
     network::netns::Netns,
     reaper::{Reaper, Remains},
 };
 use hearth_proto::id::CapsuleId;
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
 
-/// A VMM and all it is bound to. Dropping it kills it; the reaper does the rest.
+/// A VMM and all it is bound to. Dropping it kills it; the reaper does the rest. [`Vmm::let_go`] leaves it running.
 #[derive(Debug)]
 pub struct Vmm {
     /// Control connection.
@@ -29,15 +33,52 @@ pub struct Vmm {
     pub(super) folder: PathBuf,
     pub(super) uid: Option<UidLease>,
     pub(super) image: Option<Arc<Image>>,
-    pub(super) record: Record,
+    pub(super) record: Mutex<Record>,
+    /// It is the next agent's: dropping this value only forgets it.
+    pub(super) left: bool,
     pub(super) reaper: Reaper,
 }
 
 impl Vmm {
     /// Notes on disk which capsule the VMM runs.
-    pub fn assign(&mut self, capsule: CapsuleId) -> io::Result<()> {
-        self.record.capsule = Some(capsule);
-        ledger::write(&self.folder, &self.record)
+    pub fn assign(&self, capsule: CapsuleId, life: LifeRecord) -> io::Result<()> {
+        self.note(|record| {
+            record.capsule = Some(capsule);
+            record.life = Some(life);
+        })
+    }
+
+    /// Notes on disk how far its capsule is.
+    pub fn enter(&self, phase: Phase) -> io::Result<()> {
+        self.note(|record| {
+            if let Some(life) = &mut record.life {
+                life.phase = phase;
+            }
+        })
+    }
+
+    /// Changes its record on disk. When that fails, the next successful change writes this one too.
+    pub fn note(&self, change: impl FnOnce(&mut Record)) -> io::Result<()> {
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut record);
+        ledger::write(&self.folder, &record)
+    }
+
+    /// Leaves it, with its pager, its network and its files, to the next agent.
+    pub fn let_go(mut self) {
+        self.left = true;
+    }
+
+    /// Leaves a record, in a folder of its own below `failed`, that says why its capsule is given up: the next agent
+    /// reports it.
+    pub fn leave_reason(&self, failed: &Path, reason: String) -> io::Result<()> {
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        record.processes.clear();
+        let Some((capsule, life)) = record.capsule.zip(record.life.as_mut()) else { return Ok(()) };
+        (life.phase, life.reason) = (Phase::Failed, reason);
+        let folder = failed.join(capsule.to_string());
+        std::fs::create_dir_all(&folder)?;
+        ledger::write(&folder, &record)
     }
 
     /// What its pager did so far.
@@ -80,6 +121,11 @@ impl Vmm {
 
 impl Drop for Vmm {
     fn drop(&mut self) {
+        if self.left {
+            // Its user id and its image stay taken: neither is given to another, nor removed, by this process.
+            std::mem::forget((self.uid.take(), self.image.take()));
+            return;
+        }
         let mut processes = vec![self.process.clone()];
         processes.extend(self.pager.clone());
         // At once, so that a guest does not run on while the reaper is busy; the reaper kills again and reports.

@@ -38,7 +38,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -98,7 +98,7 @@ pub struct Launcher {
     helper: PathBuf,
     boot_id: String,
     uffd: File,
-    uids: Arc<Uids>,
+    pub(super) uids: Arc<Uids>,
     next: AtomicU64,
 }
 
@@ -136,6 +136,7 @@ impl Launcher {
             .open("/dev/userfaultfd")
             .map_err(host("/dev/userfaultfd (Linux 6.1 or newer)"))?;
         let boot_id = ledger::boot_id().map_err(host("the host's boot id"))?;
+        let next = first_number(&layout.vmms()).map_err(host("the VMMs' folder"))?;
         let cgroups = match engine.kind {
             Kind::Qemu => None,
             Kind::Firecracker { .. } => Parent::open_or_warn(&layout.mark()),
@@ -154,7 +155,7 @@ impl Launcher {
             boot_id,
             uffd,
             uids,
-            next: AtomicU64::new(0),
+            next: AtomicU64::new(next),
         })
     }
 
@@ -273,7 +274,8 @@ impl Launcher {
             folder,
             uid,
             image,
-            record,
+            record: Mutex::new(record),
+            left: false,
             reaper: self.reaper.clone(),
         })
     }
@@ -354,7 +356,9 @@ impl Launcher {
     pub(super) fn record(&self, started: Started, snapshot: Option<String>) -> Result<Spawned, LaunchError> {
         let Started { folder, processes, netns, uid, image } = started;
         let records = processes.iter().map(|process| ProcessRecord::from(&**process)).collect();
-        let record = Record::new(self.boot_id.clone(), records, uid.id(), snapshot);
+        let mut record =
+            Record::new(self.boot_id.clone(), records, uid.id(), self.engine.name(), snapshot);
+        record.image = image.as_ref().map(|image| image.name());
         let folder = folder.keep();
         if let Err(source) = ledger::write(&folder, &record) {
             self.reaper.bury(Remains { processes, folder, uid: Some(uid), image });
@@ -468,6 +472,17 @@ async fn silent(source: VmmError, undo: &Undo<'_>, folder: &Path) -> LaunchError
     }
     let log = [log_end(folder), end_of(&folder.join("pager.log"))].join(" ");
     LaunchError::Silent { source, log: log.trim().to_owned() }
+}
+
+/// A number that no VMM's folder has yet: an earlier agent may have had this process's id.
+fn first_number(vmms: &Path) -> io::Result<u64> {
+    let mut next = 0;
+    for entry in fs::read_dir(vmms)? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.rsplit('-').next()?.parse::<u64>().ok());
+        next = next.max(number.map_or(0, |number| number + 1));
+    }
+    Ok(next)
 }
 
 fn bind(source: &Path, target: &str, writable: bool) -> Bind {

@@ -151,6 +151,14 @@ impl Process {
         Ok(())
     }
 
+    /// Whether it has ended, by a look of its own: also right after it was opened, and before anybody has reaped it.
+    pub fn has_ended(&self) -> bool {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let mut waits = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        // An error would be one of a descriptor that we hold.
+        poll(&mut waits, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
     /// Sends SIGKILL. A process that has ended is no error.
     pub fn kill(&self) -> io::Result<()> {
         // SAFETY: pidfd_send_signal(2) with a live pidfd and no signal information.

@@ -41,6 +41,9 @@ pub mod fd {
     pub const PAGER: i32 = 13;
 }
 
+/// Between two looks at a migration whose events went to another.
+const MIGRATION_PAUSE: Duration = Duration::from_millis(5);
+
 /// What a QEMU process is started for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Purpose {
@@ -209,6 +212,25 @@ fn migrated(ok: bool, command: &str) -> Result<(), QmpError> {
         return Ok(());
     }
     Err(QmpError::Refused { command: command.to_owned(), reason: "the device state does not fit".to_owned() })
+}
+
+/// Whether the vCPUs of a VMM that is taken over run. A save that another had begun is waited for: what it was for is
+/// void, and nothing may be asked meanwhile.
+pub async fn is_running(qmp: &Qmp) -> Result<bool, QmpError> {
+    let settled = async {
+        loop {
+            let migration = qmp.call("query-migrate", json!({})).await?;
+            match migration.get("status").and_then(serde_json::Value::as_str) {
+                None | Some("none" | "completed" | "failed" | "cancelled") => return Ok(()),
+                Some(_) => tokio::time::sleep(MIGRATION_PAUSE).await,
+            }
+        }
+    };
+    let deadline = |_| QmpError::Deadline("query-migrate".to_owned());
+    tokio::time::timeout(MIGRATION_DEADLINE, settled).await.map_err(deadline)??;
+    let status = qmp.call("query-status", json!({})).await?;
+    let running = status.get("running").and_then(serde_json::Value::as_bool);
+    running.ok_or_else(|| QmpError::Protocol("query-status says no status".to_owned()))
 }
 
 /// Lets the vCPUs run.

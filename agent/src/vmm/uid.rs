@@ -3,6 +3,7 @@
 use super::firecracker::cgroup::Cgroup;
 use std::{
     collections::BTreeSet,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -13,6 +14,7 @@ pub struct Uids {
     pub pager: u32,
     /// How many VMMs there can be.
     pub count: usize,
+    range: Range<u32>,
     free: Mutex<BTreeSet<u32>>,
 }
 
@@ -27,7 +29,16 @@ pub struct UidLease {
 impl Uids {
     /// `count` user ids from `base` on.
     pub fn new(base: u32, count: usize) -> Self {
-        Self { pager: base - 1, count, free: Mutex::new((base..).take(count).collect()) }
+        let range = base..base.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+        Self { pager: base - 1, count, free: Mutex::new(range.clone().collect()), range }
+    }
+
+    /// This one user id, which a living VMM has; none when another was given it. It may lie outside the range, when that
+    /// was another in the life of an earlier agent: then it is not given to others afterwards.
+    pub fn claim(self: &Arc<Self>, uid: u32) -> Option<UidLease> {
+        let was_free = self.free.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+        let is_ours = self.range.contains(&uid);
+        (was_free || !is_ours).then(|| UidLease { uid, uids: self.clone(), cgroup: None })
     }
 
     /// A free user id; none when all are taken.
@@ -52,7 +63,9 @@ impl UidLease {
 impl Drop for UidLease {
     fn drop(&mut self) {
         drop(self.cgroup.take());
-        self.uids.free.lock().unwrap_or_else(PoisonError::into_inner).insert(self.uid);
+        if self.uids.range.contains(&self.uid) {
+            self.uids.free.lock().unwrap_or_else(PoisonError::into_inner).insert(self.uid);
+        }
     }
 }
 
@@ -68,5 +81,17 @@ mod tests {
         assert!(uids.lease().is_none());
         drop(only);
         assert!(uids.lease().is_some());
+    }
+
+    #[test]
+    fn a_living_vmms_user_id_is_claimed_and_no_other_gets_it() {
+        let uids = Arc::new(Uids::new(520_000, 2));
+        let adopted = uids.claim(520_000).unwrap();
+        assert!(uids.claim(520_000).is_none(), "one owner each");
+        assert_eq!(uids.lease().unwrap().id(), 520_001);
+        let foreign = uids.claim(7).unwrap();
+        drop((adopted, foreign));
+        let rest = [uids.lease().unwrap(), uids.lease().unwrap()];
+        assert!(rest.iter().all(|lease| lease.id() >= 520_000) && uids.lease().is_none());
     }
 }

@@ -6,13 +6,13 @@
 mod damage;
 mod disk;
 mod fork;
-mod killed;
 mod pause;
 mod sequences;
 mod sizes;
 mod small;
 mod snapshots;
 mod store;
+mod survival;
 mod working_set;
 
 use hearth_e2e::{agent::TestAgent, leftovers};

@@ -1,35 +1,18 @@
 //! kill -9 of each part: a clean answer or error for the caller, the next request works, nothing is left.
 
 use crate::folder;
-use hearth_e2e::{leftovers, process::until, service::TestService};
+use hearth_e2e::{
+    ledger::{is_alive, processes},
+    leftovers,
+    process::{program, until},
+    service::TestService,
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde_json::json;
-use std::{fs, path::Path, time::Duration};
-
-/// The processes of the capsule `id`: VMM, pager (from the agent's ledger).
-fn processes(dir: &Path, id: &str) -> Vec<i32> {
-    let vmms = fs::read_dir(dir.join("agent/vmms")).unwrap();
-    vmms.flatten()
-        .filter_map(|entry| fs::read(entry.path().join("record.json")).ok())
-        .filter_map(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok())
-        .find(|record| record.get("capsule").and_then(|capsule| capsule.as_str()) == Some(id))
-        .and_then(|record| record.get("processes").cloned())
-        .and_then(|processes| processes.as_array().cloned())
-        .unwrap_or_default()
-        .iter()
-        .filter_map(|process| process.get("pid").and_then(|pid| pid.as_i64()))
-        .map(|pid| pid as i32)
-        .collect()
-}
-
-/// Whether a process runs. An orphan that has ended stays in the table until init asks for it.
-fn is_alive(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rfind(')').is_some_and(|name| !stat[name + 1..].trim_start().starts_with('Z'))
-}
+use std::{collections::BTreeSet, fs, time::Duration};
 
 async fn killed_while_running(which: usize) {
     let dir = folder();
@@ -97,32 +80,90 @@ async fn a_parked_capsule_that_dies_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_kill_nine_of_everything_the_next_start_sweeps_and_serves() {
+async fn after_kill_nine_of_everything_capsules_live_on_and_the_pool_is_taken_back() {
     let dir = folder();
     let mut service = TestService::start(dir.path(), &[("HEARTH_POOL_TARGET", "2")]).await.unwrap();
     service.pool("a full pool", |pool| pool.parked == 2).await.unwrap();
     let id = service.create().await.unwrap();
-    let orphans = processes(dir.path(), &id);
-    assert_eq!(orphans.len(), 2);
+    let path = format!("/v1/capsules/{id}");
+    let execute = format!("{path}/execute");
+    let answer = service.post(&execute, &json!({ "code": "kept = 6 * 7" })).await.unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    service.pool("a full pool", |pool| pool.parked == 2).await.unwrap();
+    let before = parked(&service).await;
     // Under load: a run is under way when it dies.
     let body = json!({ "code": "open('/tmp/started', 'w').close()\nimport time\ntime.sleep(60)" });
-    let path = format!("/v1/capsules/{id}/execute");
-    let run = service.post(&path, &body);
+    let run = service.post(&execute, &body);
     tokio::select! {
         answer = run => panic!("the run should still be under way: {answer:?}"),
         seen = service.sees(&id, "/tmp/started") => seen.unwrap(),
     }
+    let pids = processes(dir.path(), &id);
     service.process.kill().unwrap();
-    assert!(is_alive(orphans[0]), "capsules outlive the agent");
+    assert!(pids.len() == 2 && pids.iter().all(|pid| is_alive(*pid)), "capsules outlive the agent");
     drop(service);
 
-    let service = TestService::start(dir.path(), &[("HEARTH_POOL_TARGET", "1")]).await.unwrap();
-    for pid in orphans {
-        assert!(!is_alive(pid), "process {pid} was not swept");
-    }
+    let service = TestService::start(dir.path(), &[("HEARTH_POOL_TARGET", "2")]).await.unwrap();
+    assert_eq!(processes(dir.path(), &id), pids, "the same VMM and pager");
+    service.pool("the pool to be taken back", |pool| pool.parked == 2).await.unwrap();
+    assert_eq!(parked(&service).await, before, "warm capsules are not restored again");
+    let got = service.get(&path).await.unwrap();
+    assert_eq!(got.text("/status"), "running", "{got:?}");
+    let answer = service.post(&execute, &json!({ "code": "print(kept)" })).await.unwrap();
+    assert_eq!(answer.text("/stdout"), "42\n", "{answer:?}");
     assert_eq!(service.execute("print('again')").await.unwrap().text("/stdout"), "again\n");
-    let got = service.get(&format!("/v1/capsules/{id}")).await.unwrap();
-    assert_eq!(got.text("/status"), "missing", "{got:?}");
+    assert_eq!(service.delete(&path).await.unwrap().status, 204);
+    assert!(pids.iter().all(|pid| !is_alive(*pid)), "a destroyed capsule's processes are gone");
     service.stop_clean().unwrap();
+}
+
+/// Ids of the capsules that wait in the pool.
+async fn parked(service: &TestService) -> BTreeSet<String> {
+    use hearth_proto::wire::agent::{CapsuleState, ListCapsulesRequest};
+    let mut agent = service.agent().unwrap();
+    let listed = agent.list_capsules(ListCapsulesRequest {}).await.unwrap().into_inner();
+    let parked = listed.capsules.into_iter().filter(|capsule| capsule.state() == CapsuleState::Parked);
+    parked.map(|capsule| capsule.capsule_id).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_hearth_leaves_nothing_running_and_brings_capsules_back_when_they_are_used() {
+    let dir = folder();
+    let pause = [("HEARTH_POOL_TARGET", "1"), ("HEARTH_ON_STOP", "pause")];
+    let service = TestService::start(dir.path(), &pause).await.unwrap();
+    let mut ids = Vec::new();
+    for number in 0..3 {
+        let id = service.create().await.unwrap();
+        let code = json!({ "code": format!("kept = {number}") });
+        let answer = service.post(&format!("/v1/capsules/{id}/execute"), &code).await.unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        ids.push(id);
+    }
+    service.stop_clean().unwrap();
+    let service = TestService::start(dir.path(), &pause).await.unwrap();
+    for (number, id) in ids.iter().enumerate() {
+        let path = format!("/v1/capsules/{id}");
+        let got = service.get(&path).await.unwrap();
+        assert_eq!(got.text("/status"), "paused", "{got:?}");
+        // A run brings it back, and so does a program.
+        if number == 2 {
+            service.sees(id, "/etc/passwd").await.unwrap();
+        }
+        let code = json!({ "code": "print(kept)" });
+        let answer = service.post(&format!("{path}/execute"), &code).await.unwrap();
+        assert_eq!(answer.text("/stdout"), format!("{number}\n"), "{answer:?}");
+    }
+    service.stop_clean().unwrap();
+    // Told to, it keeps nothing.
+    let down = std::process::Command::new(program().unwrap())
+        .args(["down", "--destroy"])
+        .env("HEARTH_DIR", dir.path())
+        .output()
+        .unwrap();
+    assert!(down.status.success(), "{down:?}");
+    assert!(String::from_utf8_lossy(&down.stdout).contains("3 paused"), "{down:?}");
+    for folder in ["agent/paused", "agent/snapshots"] {
+        assert_eq!(fs::read_dir(dir.path().join(folder)).unwrap().count(), 0, "{folder}");
+    }
     assert_eq!(leftovers::of(dir.path()), Vec::<String>::new());
 }

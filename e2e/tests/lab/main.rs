@@ -198,16 +198,27 @@ async fn dies_cleanly(dir: &Path, word: &str, reason: &str) -> TestAgent {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_killed_agent_leaves_is_swept_by_the_next() {
+async fn what_a_killed_agent_leaves_is_taken_over_by_the_next() {
     let dir = folder();
     let mut agent = TestAgent::start(dir.path(), &[("HEARTH_PARKED", "0")]).await.unwrap();
     agent.ensure_code().await.unwrap();
-    agent.restore(false).await.unwrap();
+    let id = agent.restore(false).await.unwrap();
+    agent.run(id, "kept = 6 * 7").await.unwrap();
+    let firecracker = pids(dir.path(), "--api-sock");
     agent.process.kill().unwrap();
-    assert_eq!(pids(dir.path(), "--api-sock").len(), 1, "a Firecracker outlives its agent");
+    assert_eq!(pids(dir.path(), "--api-sock"), firecracker, "a Firecracker outlives its agent");
     assert!(!groups().is_empty(), "it has a control group");
+    drop(agent);
     let mut next = TestAgent::start(dir.path(), &[("HEARTH_PARKED", "0")]).await.unwrap();
-    until(DEATH_DEADLINE, "the sweep", || Ok(pids(dir.path(), "--api-sock").is_empty().then_some(())))
-        .unwrap();
+    assert_eq!(pids(dir.path(), "--api-sock"), firecracker, "the same one");
+    let ran = next.run(id, "print(kept)").await.unwrap();
+    assert_eq!(ran.stdout, "42\n", "{ran:?}");
+    // A death is noticed though it is no child of the agent's.
+    kill(Pid::from_raw(firecracker[0]), Signal::SIGKILL).unwrap();
+    until(DEATH_DEADLINE, "its folder to go", || {
+        Ok(std::fs::read_dir(dir.path().join("agent/vmms"))?.next().is_none().then_some(()))
+    })
+    .unwrap();
+    next.run(id, "1").await.unwrap_err();
     stop(&mut next, dir.path()).await;
 }

@@ -100,7 +100,7 @@ impl Book {
             None => Ending::Unknown,
             Some(State::Stopped) => Ending::Over,
             Some(State::Stopping) => Ending::Now(None),
-            Some(State::Starting | State::Running | State::Missing | State::Failed) => {
+            Some(State::Starting | State::Running | State::Paused | State::Missing | State::Failed) => {
                 Ending::Now(self.change(id, State::Stopping, String::new(), now))
             }
         }

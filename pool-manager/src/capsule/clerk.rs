@@ -94,6 +94,11 @@ impl Clerk {
         self.call(|reply| Message::Active { reply }).await.unwrap_or_default()
     }
 
+    /// All that should be on a host, or that nobody knows.
+    pub(crate) async fn users(&self) -> Result<HashSet<CapsuleId>, Gone> {
+        self.call(|reply| Message::Active { reply }).await
+    }
+
     /// A team's capsule that lives or ended lately.
     pub(crate) async fn get(&self, team: TeamId, id: CapsuleId) -> Result<Option<Record>, Gone> {
         self.call(|reply| Message::Get { team, id, reply }).await

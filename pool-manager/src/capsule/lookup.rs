@@ -57,10 +57,11 @@ impl Lookup {
         Ok(records)
     }
 
-    /// Where a team's running capsule is: host id and endpoint. Counts as use.
+    /// Where a team's running or paused capsule is: host id and endpoint. Counts as use. Whether a paused one comes back
+    /// when it is used is its host's decision.
     pub(crate) async fn locate(&self, team: TeamId, id: CapsuleId) -> Result<(String, Arc<str>), Refused> {
         let record = self.get(team, id).await?;
-        if record.state != State::Running {
+        if !matches!(record.state, State::Running | State::Paused) {
             let state = record.state.as_str();
             return Err(Refused::WrongState(format!("the capsule is {state}, not running")));
         }

@@ -7,6 +7,8 @@ use crate::host::observed::Live;
 pub(crate) enum State {
     Starting,
     Running,
+    /// On its host's disk; its host brings it back.
+    Paused,
     /// Its user wants it gone.
     Stopping,
     Stopped,
@@ -21,14 +23,22 @@ pub(crate) enum State {
 pub(crate) struct UnknownState(String);
 
 impl State {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Starting, Self::Running, Self::Stopping, Self::Stopped, Self::Failed, Self::Missing];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Starting,
+        Self::Running,
+        Self::Paused,
+        Self::Stopping,
+        Self::Stopped,
+        Self::Failed,
+        Self::Missing,
+    ];
 
     /// As in the table's column.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
@@ -48,7 +58,7 @@ impl State {
     pub(crate) fn is_over(self) -> bool {
         match self {
             Self::Stopped | Self::Failed => true,
-            Self::Starting | Self::Running | Self::Stopping | Self::Missing => false,
+            Self::Starting | Self::Running | Self::Paused | Self::Stopping | Self::Missing => false,
         }
     }
 }
@@ -63,7 +73,7 @@ pub(crate) enum Desired {
 /// What a row's state says should be. A failed capsule is over: should its host still run it, that is a leftover.
 pub(crate) fn desired(state: State) -> Desired {
     match state {
-        State::Starting | State::Running | State::Missing => Desired::Running,
+        State::Starting | State::Running | State::Paused | State::Missing => Desired::Running,
         State::Stopping | State::Stopped | State::Failed => Desired::Stopped,
     }
 }
@@ -102,12 +112,11 @@ fn decide_running(state: State, seen: Seen<'_>) -> Action {
         Seen::Present(Live::Running) => Action::Record(State::Running, String::new()),
         Seen::Present(Live::Stopped { reason }) => Action::Record(State::Stopped, reason.clone()),
         Seen::Present(Live::Failed { reason }) => Action::Record(State::Failed, reason.clone()),
+        Seen::Present(Live::Paused) if state == State::Paused => Action::Nothing,
         // It is kept, and runs again when it is asked to.
-        Seen::Present(Live::Paused) if state == State::Missing => {
-            Action::Record(State::Running, String::new())
-        }
+        Seen::Present(Live::Paused) => Action::Record(State::Paused, String::new()),
         // Old news, or on its way to something that will be said.
-        Seen::Present(Live::Starting | Live::Parked | Live::Paused | Live::Stopping) => Action::Nothing,
+        Seen::Present(Live::Starting | Live::Parked | Live::Stopping) => Action::Nothing,
     }
 }
 
@@ -212,10 +221,23 @@ mod tests {
     }
 
     #[test]
+    fn a_capsule_that_its_host_paused_is_kept_and_runs_again() {
+        for state in [State::Running, State::Missing] {
+            let paused = decide(state, Seen::Present(&Live::Paused));
+            assert_eq!(paused, Action::Record(State::Paused, String::new()));
+        }
+        assert_eq!(
+            decide(State::Paused, Seen::Present(&Live::Running)),
+            Action::Record(State::Running, String::new())
+        );
+        assert!(matches!(decide(State::Paused, Seen::Absent), Action::Record(State::Missing, _)));
+    }
+
+    #[test]
     fn every_state_survives_its_column() {
         for state in State::ALL {
             assert_eq!(State::parse(state.as_str()), Ok(state));
         }
-        assert!(State::parse("paused").is_err());
+        assert!(State::parse("parked").is_err());
     }
 }

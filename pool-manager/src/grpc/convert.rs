@@ -65,6 +65,7 @@ pub(super) fn record(record: Record) -> pool::CapsuleRecord {
     let (state, reason) = match record.state {
         State::Starting => (CapsuleState::Starting, record.reason),
         State::Running => (CapsuleState::Running, record.reason),
+        State::Paused => (CapsuleState::Paused, record.reason),
         State::Stopping => (CapsuleState::Stopping, record.reason),
         State::Stopped => (CapsuleState::Stopped, record.reason),
         State::Failed => (CapsuleState::Failed, record.reason),

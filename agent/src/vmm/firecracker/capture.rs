@@ -35,6 +35,11 @@ impl Life {
         let can_differ = tells_holes && version.has_sound_log(ram_bytes);
         Self { ram_bytes, under, can_differ, is_complete: AtomicBool::new(true) }
     }
+
+    /// Of one that an earlier agent captured, or not: its first snapshot is a full one.
+    pub fn unknown(size: Size, version: Version, tells_holes: bool) -> Self {
+        Self { is_complete: AtomicBool::new(false), ..Self::new(size, version, tells_holes, None) }
+    }
 }
 
 impl Firecracker {

@@ -5,6 +5,7 @@
 
 use crate::vmm::machine::Size;
 use std::{
+    collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -60,6 +61,11 @@ impl Parent {
             .ok()
     }
 
+    /// The group that the VMM `id` of an earlier agent is in.
+    pub fn of(&self, id: &str) -> Cgroup {
+        Cgroup(Path::new(ROOT).join(&self.name).join(id))
+    }
+
     /// The group that the jailer will make for the VMM `id`, and the jailer's arguments for it.
     pub fn child(&self, id: &str, size: Size) -> (Cgroup, Vec<String>) {
         let args = [
@@ -82,18 +88,21 @@ impl Drop for Cgroup {
     }
 }
 
-/// Removes the group of the agent with this mark and those below it. Called when no VMM is left.
-pub fn sweep(mark: &str) {
+/// Removes the group of the agent with this mark and those below it, but for the groups of living VMMs named in
+/// `spared`. Called when no other VMM is left.
+pub fn sweep(mark: &str, spared: &HashSet<String>) {
     let folder = Path::new(ROOT).join(name(mark));
     if !folder.is_dir() {
         return;
     }
     for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-        if entry.path().is_dir() {
+        if entry.path().is_dir() && !spared.contains(&*entry.file_name().to_string_lossy()) {
             remove(&entry.path());
         }
     }
-    remove(&folder);
+    if spared.is_empty() {
+        remove(&folder);
+    }
 }
 
 fn remove(group: &Path) {

@@ -40,9 +40,23 @@ impl Jail {
         let name = program.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidFilename))?;
         let root = base.join(name).join(id).join("root");
         fs::create_dir_all(&root)?;
-        let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
-        let root_fd = Arc::new(nix::fcntl::open(&root, flags, Mode::empty())?);
+        let root_fd = open_folder(&root)?;
         Ok(Self { base: base.to_owned(), id: id.to_owned(), root, root_fd, mounts: Vec::new() })
+    }
+
+    /// The root of the one jail below `base`, `PROGRAM/ID/root`, and its descriptor.
+    pub fn find(base: &Path) -> io::Result<(PathBuf, Arc<OwnedFd>)> {
+        for program in fs::read_dir(base)? {
+            // Files lie beside it.
+            for id in fs::read_dir(program?.path()).into_iter().flatten() {
+                let root = id?.path().join("root");
+                if root.is_dir() {
+                    let root_fd = open_folder(&root)?;
+                    return Ok((root, root_fd));
+                }
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::NotFound, "there is no jail in its folder"))
     }
 
     /// Lets the file `source` be seen as `target`, a path in the jail's root folder.
@@ -86,6 +100,11 @@ impl Jail {
     }
 }
 
+fn open_folder(path: &Path) -> io::Result<Arc<OwnedFd>> {
+    let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
+    Ok(Arc::new(nix::fcntl::open(path, flags, Mode::empty())?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,6 +123,7 @@ mod tests {
         assert_eq!(inode(&jail.root.join("rootfs")), inode(&near));
         let root = jail.root.clone();
         assert_eq!(root, folder.path().join("firecracker/id/root"));
+        assert_eq!(Jail::find(folder.path()).unwrap().0, root, "a later agent finds it");
         let (args, mounts) = jail.arguments(Path::new("/x/firecracker"), 7, Vec::new());
         assert_eq!(mounts, [Mount { source: far.path().to_owned(), target: root.join("memory") }]);
         assert_eq!(args[..2], ["--id", "id"], "the sweep finds it by its id");
