@@ -19,8 +19,13 @@ use crate::{
         generation::Generations,
         store::{Store, StoreError},
     },
+    steps,
     template::Templates,
-    vmm::launch::{LaunchError, Launcher},
+    usage::{files::UsageFiles, sampler},
+    vmm::{
+        launch::{LaunchError, Launcher},
+        process::oom_score,
+    },
 };
 use hearth_proto::{
     id::HostId,
@@ -91,6 +96,8 @@ pub struct Parts {
     pub images: Arc<Images>,
     /// What this host is.
     pub host: wire::Host,
+    /// What capsules used.
+    pub usage: UsageFiles,
     /// Stops everything.
     pub shutdown: Shutdown,
 }
@@ -120,6 +127,7 @@ impl Agent {
         let listener = socket::bind(&layout.socket()).map_err(host("the agent's socket"))?;
         let swept = sweep(&layout).await.map_err(host("sweeping what an earlier agent left"))?;
         report(&swept);
+        outlive_capsules();
         let engine = choose_engine(&config, &helper).await?;
         let store = Store::open(&layout.templates())?;
         let images = Arc::new(Images::open(&layout.images(), config.image_budget_mb)?);
@@ -136,7 +144,7 @@ impl Agent {
         )?);
         let shutdown = Shutdown::new();
         let parking = Parking::start(launcher.clone(), images.clone(), config.parked, &shutdown);
-        let registry = Arc::new(Registry::new(config.max_capsules));
+        let registry = Arc::new(Registry::new(config.policy()));
         let tasks = shutdown.tasks().clone();
         let templates = Arc::new(Templates::new(store, images.clone(), launcher, parking, config, tasks));
         let generations = Arc::new(Generations::open(&layout.snapshots(), templates.clone())?);
@@ -144,9 +152,19 @@ impl Agent {
             .map_err(host("the snapshots' folder"))?;
         let paused = PausedRecords::open(&layout.paused())?;
         let records = find_paused(&generations, &paused)?;
-        let parts =
-            Arc::new(Parts { registry, templates, generations, paused, images, host: host_facts, shutdown });
+        let usage = find_usage(&layout, &records).map_err(host("the capsules' usage"))?;
+        let parts = Arc::new(Parts {
+            registry,
+            templates,
+            generations,
+            paused,
+            images,
+            host: host_facts,
+            usage,
+            shutdown,
+        });
         take_over(&parts, records);
+        sampler::start(&parts);
         let stop_server = CancellationToken::new();
         let service = AgentServer::new(AgentService::new(parts.clone()))
             .max_decoding_message_size(socket::MESSAGE_BYTES_MAX * 3)
@@ -224,11 +242,18 @@ fn find_paused(generations: &Generations, paused: &PausedRecords) -> Result<Vec<
     Ok(records)
 }
 
+/// What capsules used so far; of those that are gone, nothing is kept.
+fn find_usage(layout: &Layout, records: &[PausedRecord]) -> io::Result<UsageFiles> {
+    let files = UsageFiles::open(&layout.usage())?;
+    files.sweep(&records.iter().map(|record| record.id).collect())?;
+    Ok(files)
+}
+
 /// Lists the capsules that an earlier agent paused.
 fn take_over(parts: &Arc<Parts>, records: Vec<PausedRecord>) {
     for record in records {
         let id = record.id;
-        if parts.registry.insert(id, || runner::rest(parts, record)).is_err() {
+        if parts.registry.insert(id, None, || runner::rest(parts, record)).is_err() {
             tracing::error!(capsule.id = %id, "a paused capsule is there twice");
         }
     }
@@ -252,6 +277,7 @@ async fn choose_engine(config: &AgentConfig, helper: &Path) -> Result<Engine, St
     let engine = tokio::task::spawn_blocking(move || Engine::choose(&programs, choice, &helper))
         .await
         .map_err(|error| host("choosing the engine")(io::Error::other(error)))??;
+    steps::engine(engine.name());
     tracing::info!(
         engine = engine.name(),
         version = engine.version,
@@ -291,6 +317,13 @@ fn host_facts(engine: &Engine, layout: &Layout) -> Result<wire::Host, StartError
         cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
         memory_mb: memory_kb >> 10,
     })
+}
+
+/// When memory runs out the kernel is to end capsules first. A host that does not allow it still works.
+fn outlive_capsules() {
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", oom_score::AGENT.to_string()) {
+        tracing::warn!(%error, "the agent may be ended before its capsules when memory runs out");
+    }
 }
 
 /// The host's id, made at the first start.

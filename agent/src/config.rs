@@ -1,6 +1,7 @@
 //! The agent's configuration.
 
 use crate::{
+    admission::Policy,
     engine::{EngineChoice, Programs},
     vmm::machine::Size,
 };
@@ -34,6 +35,18 @@ pub struct AgentConfig {
     /// Most capsules on this host.
     #[arg(long, env = "HEARTH_MAX_CAPSULES", default_value_t = 100)]
     pub max_capsules: usize,
+    /// Memory that stays free for the host itself, in MiB: with less, no capsule is started or resumed.
+    #[arg(long, env = "HEARTH_MEMORY_RESERVE_MB", default_value_t = 512)]
+    pub memory_reserve_mb: u64,
+    /// Memory that is held for each capsule to grow into, in MiB. The guest's whole memory: no overcommit.
+    #[arg(long, env = "HEARTH_CAPSULE_RESERVE_MB", default_value_t = 128)]
+    pub capsule_reserve_mb: u64,
+    /// Most virtual CPUs of all capsules, per processor of the host.
+    #[arg(long, env = "HEARTH_CPU_OVERCOMMIT", default_value_t = 64)]
+    pub cpu_overcommit: u32,
+    /// Disk space that stays free, in MiB: with less, no capsule is started or resumed.
+    #[arg(long, env = "HEARTH_DISK_RESERVE_MB", default_value_t = 512)]
+    pub disk_reserve_mb: u64,
     /// First of the user ids that VMMs run as; the one before it is the pagers'.
     #[arg(long, env = "HEARTH_UID_BASE", default_value_t = 520_000)]
     pub uid_base: u32,
@@ -70,6 +83,9 @@ impl AgentConfig {
         if self.max_capsules == 0 || 4096 < self.max_capsules {
             faults.push(format!("HEARTH_MAX_CAPSULES: {} is not from 1 to 4096", self.max_capsules));
         }
+        if self.cpu_overcommit == 0 || 1024 < self.cpu_overcommit {
+            faults.push(format!("HEARTH_CPU_OVERCOMMIT: {} is not from 1 to 1024", self.cpu_overcommit));
+        }
         if 64 < self.parked {
             faults.push(format!("HEARTH_PARKED: {} is not from 0 to 64", self.parked));
         }
@@ -83,6 +99,17 @@ impl AgentConfig {
             ));
         }
         if faults.is_empty() { Ok(()) } else { Err(ConfigError(faults)) }
+    }
+
+    /// By what capsules are admitted.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            capsules_max: self.max_capsules,
+            memory_reserve_mb: self.memory_reserve_mb,
+            capsule_reserve_mb: self.capsule_reserve_mb,
+            cpu_overcommit: self.cpu_overcommit,
+            disk_reserve_mb: self.disk_reserve_mb,
+        }
     }
 
     /// Size of the machines of the template `code`.
@@ -128,6 +155,11 @@ impl Layout {
     /// One record per paused capsule.
     pub fn paused(&self) -> PathBuf {
         self.agent().join("paused")
+    }
+
+    /// What capsules used, a file each.
+    pub fn usage(&self) -> PathBuf {
+        self.agent().join("usage")
     }
 
     /// Mount point of the tmpfs for memory images.
@@ -182,12 +214,23 @@ mod tests {
             parked: 100,
             prefetch: true,
             max_capsules: 0,
+            memory_reserve_mb: 0,
+            capsule_reserve_mb: 0,
+            cpu_overcommit: 0,
+            disk_reserve_mb: 0,
             uid_base: 0,
         };
         let text = config.check(Path::new("relative")).unwrap_err().to_string();
-        for name in
-            ["MEMORY_MB", "VCPUS", "IMAGE_BUDGET_MB", "PARKED", "MAX_CAPSULES", "UID_BASE", "HEARTH_DIR"]
-        {
+        for name in [
+            "MEMORY_MB",
+            "VCPUS",
+            "IMAGE_BUDGET_MB",
+            "PARKED",
+            "MAX_CAPSULES",
+            "CPU_OVERCOMMIT",
+            "UID_BASE",
+            "HEARTH_DIR",
+        ] {
             assert!(text.contains(name), "{name} in {text}");
         }
     }

@@ -32,6 +32,9 @@ pub enum AgentError {
     /// The host has no room for another capsule.
     #[error("no capacity on this host: {0}")]
     NoCapacity(String),
+    /// Its guest has not answered for a while, so that it cannot be captured.
+    #[error("the guest does not answer: it can be destroyed, not paused or copied")]
+    Unresponsive,
     /// A VMM could not be started.
     #[error(transparent)]
     Launch(#[from] LaunchError),
@@ -68,4 +71,10 @@ pub enum AgentError {
     /// The agent is stopping.
     #[error("the agent is stopping")]
     Stopping,
+}
+
+impl From<crate::admission::Refusal> for AgentError {
+    fn from(refusal: crate::admission::Refusal) -> Self {
+        Self::NoCapacity(refusal.to_string())
+    }
 }

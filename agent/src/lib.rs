@@ -7,8 +7,10 @@
 
 #![deny(unsafe_code)]
 
+pub mod admission;
 pub mod agent;
 pub mod capsule;
+pub mod cgroup;
 pub mod config;
 pub mod disk;
 pub mod engine;
@@ -19,6 +21,7 @@ pub mod memory;
 pub mod network;
 pub mod reaper;
 pub mod snapshot;
+pub mod steps;
 pub mod template;
 pub mod usage;
 pub mod vmm;

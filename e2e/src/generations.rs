@@ -85,6 +85,7 @@ impl TestAgent {
             template: template.to_owned(),
             park: false,
             env,
+            ..Default::default()
         };
         self.client.restore(request).await?;
         Ok(id)

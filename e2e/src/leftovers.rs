@@ -49,6 +49,9 @@ pub fn of(dir: &Path) -> Vec<String> {
         processes(dir).into_iter().map(|(pid, command)| format!("process {pid}: {command}")).collect();
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     found.extend(mounts.lines().filter(|line| line.contains(&folder)).map(|line| format!("mount {line}")));
+    let mark = hearth_agent::config::Layout::new(dir, dir).mark();
+    let groups = hearth_agent::cgroup::left(&mark);
+    found.extend(groups.into_iter().map(|group| format!("control group {}", group.display())));
     for path in ["agent/vmms", "agent/images"] {
         for entry in fs::read_dir(dir.join(path)).into_iter().flatten().flatten() {
             found.push(format!("file {}", entry.path().display()));

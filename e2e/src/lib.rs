@@ -3,5 +3,6 @@
 pub mod agent;
 pub mod generations;
 pub mod leftovers;
+pub mod limits;
 pub mod process;
 pub mod service;

@@ -1,12 +1,13 @@
 //! From a snapshot to a capsule that answers.
 
 use super::{
-    runner::{Life, Wish, step},
+    runner::{Life, Wish},
     source::Source,
 };
 use crate::{
     error::AgentError,
     guest::{Guest, Identity},
+    steps,
     template::Templates,
     vmm::guard::Vmm,
 };
@@ -21,6 +22,7 @@ pub(crate) async fn restore(
 ) -> Result<Life, AgentError> {
     let _first = templates.parking.restoring();
     let start = Instant::now();
+    let step = |name, start| steps::step_from(name, from(source, &wish), start);
     let mut vmm = source.vmm(templates).await?;
     vmm.assign(wish.id).map_err(|error| AgentError::NoCapacity(format!("the VMM's record: {error}")))?;
     step("vmm", start);
@@ -39,7 +41,18 @@ pub(crate) async fn restore(
     }
 }
 
+/// What a restore is of, for the metrics of its steps.
+fn from(source: &Source, wish: &Wish) -> &'static str {
+    match source {
+        Source::Generation(_) => "generation",
+        Source::Template(_) if wish.park => "pool",
+        Source::Template(_) => "template",
+    }
+}
+
 async fn bring_up(vmm: &Vmm, source: &Source, wish: Wish, start: Instant) -> Result<Guest, AgentError> {
+    let from = from(source, &wish);
+    let step = |name, start| steps::step_from(name, from, start);
     let load = Instant::now();
     vmm.load(&source.device()).await?;
     step("load", load);

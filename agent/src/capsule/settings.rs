@@ -1,5 +1,6 @@
 //! What a capsule was asked to be. It keeps this for life: over pauses, copies, and agents.
 
+use super::timeouts::Timeouts;
 use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, fmt};
 
@@ -9,6 +10,9 @@ pub struct Settings {
     /// Environment of what runs in it. Given to the guest again whenever it is activated: a capture clears it there.
     #[serde(default)]
     pub env: HashMap<String, String>,
+    /// When it pauses or ends by itself.
+    #[serde(default)]
+    pub timeouts: Timeouts,
 }
 
 impl fmt::Debug for Settings {

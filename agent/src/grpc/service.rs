@@ -1,13 +1,17 @@
 //! The calls of agent.proto.
 
+use super::usage::timeouts;
 use crate::{
     agent::Parts,
     capsule::{
+        activity::Activity,
         handle::Handle,
         registry::Refused,
+        room::Room,
         runner::{self, Wish},
         settings::Settings,
         source::Source,
+        timeouts::Timeouts,
     },
     error::AgentError,
     template::{Progress, Template},
@@ -52,18 +56,19 @@ impl AgentService {
             return Err(AgentError::Stopping);
         }
         let source = self.source(&request.template).await?;
-        let wish = Wish { id, park: request.park, settings: Settings { env: request.env } };
+        let timeouts = timeouts(request.idle_timeout_ms, request.timeout_ms, request.timeout_action)?;
+        let wish = Wish { id, park: request.park, settings: Settings { env: request.env, timeouts } };
+        let room = Room::look(&self.parts, &source)?;
         let template = request.template;
-        let made = self.parts.registry.insert(id, || runner::start(&self.parts, source, template, wish));
+        let start = || runner::start(&self.parts, source, template, wish);
+        let made = self.parts.registry.insert(id, Some(&room), start);
         match made {
             Ok(handle) => {
                 self.parts.registry.changed(&handle);
                 Ok(handle)
             }
             Err(Refused::Exists(handle)) => Ok(*handle),
-            Err(Refused::Full(limit)) => {
-                Err(AgentError::NoCapacity(format!("its limit of {limit} capsules is reached")))
-            }
+            Err(Refused::Full(refusal)) => Err(refusal.into()),
         }
     }
 
@@ -163,6 +168,10 @@ impl Agent for AgentService {
             .into());
         }
         let handle = self.capsule(&request.capsule_id)?;
+        let wanted = timeouts(request.idle_timeout_ms, request.timeout_ms, request.timeout_action)?;
+        if wanted != Timeouts::default() {
+            handle.set_timeouts(move |_| wanted).await?;
+        }
         let guest = handle.claim().await?;
         // Sets the clock, which stood still, and shows that the guest is well.
         guest.health().await.map_err(AgentError::from)?;
@@ -271,9 +280,10 @@ impl Agent for AgentService {
         let call = request.into_inner();
         let handle = self.capsule(&call.capsule_id)?;
         let request = call.request.ok_or_else(|| Status::invalid_argument("request: missing"))?;
+        let activity = handle.activity();
         let guest = handle.guest().await?;
         let events = guest.exec(request).await.map_err(AgentError::from)?;
-        Ok(Response::new(until_end(&handle, events)))
+        Ok(Response::new(until_end(&handle, activity, events)))
     }
 
     type ExecuteStream = Replies<wire::ExecuteEvent>;
@@ -286,16 +296,31 @@ impl Agent for AgentService {
         let call = request.into_inner();
         let handle = self.capsule(&call.capsule_id)?;
         let request = call.request.ok_or_else(|| Status::invalid_argument("request: missing"))?;
+        let activity = handle.activity();
         let guest = handle.guest().await?;
         let resume_us = start.elapsed().as_micros() as u64;
         let events = guest.execute(request).await.map_err(AgentError::from)?;
         let timings = wire::ExecuteEvent {
             event: Some(wire::execute_event::Event::Timings(wire::ExecuteTimings { resume_us })),
         };
-        let events = until_end(&handle, events).map(|event| {
+        let events = until_end(&handle, activity, events).map(|event| {
             event.map(|run| wire::ExecuteEvent { event: Some(wire::execute_event::Event::Run(run)) })
         });
         Ok(Response::new(Box::pin(stream::once(async { Ok(timings) }).chain(events))))
+    }
+
+    async fn get_usage(
+        &self,
+        request: Request<wire::GetUsageRequest>,
+    ) -> Result<Response<wire::UsageReply>, Status> {
+        Ok(Response::new(self.usage_of(&request.into_inner())?))
+    }
+
+    async fn set_timeouts(
+        &self,
+        request: Request<wire::SetTimeoutsRequest>,
+    ) -> Result<Response<wire::SetTimeoutsReply>, Status> {
+        Ok(Response::new(self.change_timeouts(request.into_inner()).await?))
     }
 
     async fn evict_image(
@@ -312,8 +337,12 @@ impl Agent for AgentService {
 }
 
 /// The guest's events until they end, or until the capsule's life does: the stream of one that died, was paused or
-/// rolled back says so at once.
-fn until_end<T: Send + 'static>(handle: &Handle, events: tonic::Streaming<T>) -> Replies<T> {
+/// rolled back says so at once. The capsule is in use as long as the stream is there.
+fn until_end<T: Send + 'static>(
+    handle: &Handle,
+    activity: Activity,
+    events: tonic::Streaming<T>,
+) -> Replies<T> {
     let mut guest = handle.watch_guest();
     guest.mark_unchanged();
     let handle = handle.clone();
@@ -328,8 +357,8 @@ fn until_end<T: Send + 'static>(handle: &Handle, events: tonic::Streaming<T>) ->
     // The death of the capsule also breaks the guest's stream; whichever is seen first, the stream ends with one error.
     let ended = stream::once(async move { Err(ended.await) });
     Box::pin(stream::unfold(
-        (Box::pin(events), Box::pin(ended), false),
-        |(mut events, mut ended, done)| async move {
+        (Box::pin(events), Box::pin(ended), activity, false),
+        |(mut events, mut ended, activity, done)| async move {
             if done {
                 return None;
             }
@@ -338,9 +367,9 @@ fn until_end<T: Send + 'static>(handle: &Handle, events: tonic::Streaming<T>) ->
                 biased;
                 event = events.next() => event.map(|event| {
                     let failed = event.is_err();
-                    (event, (events, ended, failed))
+                    (event, (events, ended, activity, failed))
                 }),
-                end = ended.next() => end.map(|end| (end, (events, ended, true))),
+                end = ended.next() => end.map(|end| (end, (events, ended, activity, true))),
             }
         },
     ))

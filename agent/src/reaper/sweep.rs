@@ -1,15 +1,13 @@
 //! At start (and at `hearth down`): end what an earlier agent left.
 //!
-//! Two ways to find it, because a crash can come between any two steps: the record in each VMM's folder, and the mark
-//! that every VMM and pager of this data folder has on its command line.
+//! Three ways to find it, because a crash can come between any two steps: the record in each VMM's folder, the mark that
+//! every VMM and pager of this data folder has on its command line, and the data folder's control groups.
 
 use crate::{
     capsule::ledger::{self, Record},
+    cgroup,
     config::Layout,
-    vmm::{
-        firecracker::cgroup,
-        process::{Process, start_ticks},
-    },
+    vmm::process::{Process, start_ticks},
 };
 use std::{
     fs, io,
@@ -49,6 +47,7 @@ pub async fn sweep(layout: &Layout) -> io::Result<Swept> {
         }
     }
     doomed.extend(marked(&layout.mark(), &vmms)?.into_iter().map(|pid| (pid, None)));
+    doomed.extend(cgroup::members(&layout.mark()).into_iter().map(|pid| (pid, None)));
     for (pid, started) in doomed {
         if end(pid, started).await? {
             swept.processes += 1;

@@ -4,7 +4,6 @@
 //! hard links to what it may see (a private bind where the file is on another filesystem).
 
 pub mod api;
-pub mod cgroup;
 pub mod jail;
 pub mod launch;
 pub mod machine;

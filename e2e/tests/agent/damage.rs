@@ -19,17 +19,17 @@ fn env() -> HashMap<String, String> {
 }
 
 /// A small tmpfs, unmounted when dropped.
-struct Small(PathBuf);
+pub(crate) struct Small(PathBuf);
 
 impl Small {
-    fn mount(at: &Path, size: &str) -> Self {
+    pub(crate) fn mount(at: &Path, size: &str) -> Self {
         fs::create_dir_all(at).unwrap();
         let options = format!("size={size}");
         mount(Some("small"), at, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
         Self(at.to_owned())
     }
 
-    fn resize(&self, size: &str) {
+    pub(crate) fn resize(&self, size: &str) {
         let options = format!("size={size}");
         mount(None::<&str>, &self.0, None::<&str>, MsFlags::MS_REMOUNT, Some(options.as_str())).unwrap();
     }

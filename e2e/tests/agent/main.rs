@@ -5,7 +5,10 @@
 
 mod damage;
 mod fork;
+mod hostile;
+mod idle;
 mod killed;
+mod limits;
 mod pause;
 mod snapshots;
 
@@ -138,6 +141,7 @@ async fn bad_calls_are_refused_by_name() {
         template: "code".to_owned(),
         park: false,
         env: Default::default(),
+        ..Default::default()
     };
     let error = agent.client.restore(request).await.unwrap_err();
     assert_eq!(error.code(), tonic::Code::InvalidArgument);

@@ -126,8 +126,13 @@ impl Agent {
 
     async fn restore(&self, id: CapsuleId, template: &str, park: bool, env: Env) -> Result<(), AgentError> {
         let mut client = self.client.clone();
-        let request =
-            agent::RestoreRequest { capsule_id: id.to_string(), template: template.to_owned(), park, env };
+        let request = agent::RestoreRequest {
+            capsule_id: id.to_string(),
+            template: template.to_owned(),
+            park,
+            env,
+            ..Default::default()
+        };
         let capsule = call("Restore", RESTORE, client.restore(request)).await?;
         alive("Restore", capsule)
     }
@@ -135,7 +140,7 @@ impl Agent {
     /// Makes a parked capsule run, for its user.
     pub(crate) async fn claim(&self, id: CapsuleId) -> Result<(), AgentError> {
         let mut client = self.client.clone();
-        let request = agent::ClaimRequest { capsule_id: id.to_string(), env: Env::new() };
+        let request = agent::ClaimRequest { capsule_id: id.to_string(), ..Default::default() };
         let capsule = call("Claim", CLAIM, client.claim(request)).await?;
         alive("Claim", capsule)
     }
