@@ -220,7 +220,35 @@ fn name(mark: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+    use std::{
+        io::Write,
+        process::{Command, Stdio},
+    };
+
+    #[test]
+    fn a_process_that_takes_too_much_memory_is_ended_and_its_group_tells() {
+        let mark = format!("hearth-oom{}-", std::process::id());
+        let memory = Groups::open(&mark).ok().filter(|groups| groups.controllers().contains("memory"));
+        let Some(groups) = memory else {
+            assert!(hearth_test_skip::lacks("cgroup-memory", "root and the memory controller"));
+            return;
+        };
+        let group = groups.make(&format!("{mark}1-1"), Size { vcpus: 1, memory_mb: 0 }).unwrap();
+        // `tail` keeps the whole line that never ends.
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", "read go; exec tail /dev/zero"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        group.entry().enter(child.id() as i32).unwrap();
+        child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGKILL), "{status}");
+        assert!(group.ran_out_of_memory());
+        drop(group);
+        sweep(&mark);
+        assert_eq!(left(&mark), Vec::<PathBuf>::new());
+    }
 
     #[test]
     fn a_process_is_bounded_in_its_group_and_a_sweep_finds_both() {

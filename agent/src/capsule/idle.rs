@@ -14,6 +14,9 @@ use crate::{
 use std::time::{Duration, Instant};
 use tokio::{sync::oneshot, time};
 
+/// A guest that has just answered is given this long to go on.
+const GO_ON_DEADLINE: Duration = Duration::from_secs(5);
+
 /// What is counted of the present life.
 #[derive(Debug)]
 pub(super) struct Clock {
@@ -128,9 +131,10 @@ impl Runner {
         if answer.is_ok() && self.clock.owes_identity {
             let identity =
                 Identity { hostname: self.handle.facts.id.to_string(), env: self.settings.env.clone() };
-            match life.guest.activate(identity).await {
-                Ok(_) => self.clock.owes_identity = false,
-                Err(error) => tracing::warn!(%error, "the guest does not go on after a failed capture"),
+            match time::timeout(GO_ON_DEADLINE, life.guest.activate(identity)).await {
+                Ok(Ok(_)) => self.clock.owes_identity = false,
+                Ok(Err(error)) => tracing::warn!(%error, "the guest does not go on after a failed capture"),
+                Err(_) => tracing::warn!("the guest does not go on after a failed capture"),
             }
         }
     }

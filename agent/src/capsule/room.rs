@@ -30,7 +30,8 @@ impl Room {
         let vmms = parts.templates.launcher.layout.vmms();
         let unknown = |error: io::Error| AgentError::NoCapacity(format!("what it has is not known: {error}"));
         let disk = statvfs(&vmms).map_err(|errno| unknown(errno.into()))?;
-        let upper = fs::metadata(source.upper()).map_err(unknown)?;
+        // One that is not there is told by the restore.
+        let upper_bytes = fs::metadata(source.upper()).map_or(0, |upper| upper.blocks() * 512);
         let needs_image = !parts.images.has(&manifest.key);
         if needs_image {
             parts.images.drop_unused(IMAGE_FIRST_MB << 20);
@@ -45,7 +46,7 @@ impl Room {
         let wanted = Wanted {
             vcpus: manifest.size.vcpus,
             memory_mb: manifest.size.memory_mb,
-            disk_mb: (upper.blocks() * 512).div_ceil(1 << 20),
+            disk_mb: upper_bytes.div_ceil(1 << 20),
             image_mb: if needs_image { IMAGE_FIRST_MB } else { 0 },
         };
         Ok(Self { host, wanted })

@@ -5,12 +5,12 @@ use hearth_e2e::{agent::TestAgent, leftovers, process::until};
 use hearth_proto::{
     id::CapsuleId,
     wire::{
-        agent::{self as wire, CapsuleState, TimeoutAction},
+        agent::{self as wire, CapsuleState, TimeoutAction, agent_client::AgentClient},
         process::ExecRequest,
     },
 };
 use std::time::Duration;
-use tonic::Code;
+use tonic::{Code, transport::Channel};
 
 const ALONE: [(&str, &str); 1] = [("HEARTH_PARKED", "0")];
 
@@ -27,7 +27,7 @@ fn refresh(id: CapsuleId) -> wire::SetTimeoutsRequest {
 }
 
 /// Runs a shell script to its end; the exit code, or how its stream broke.
-async fn script(agent: &TestAgent, id: CapsuleId, script: &str) -> Result<i32, tonic::Status> {
+async fn script(mut client: AgentClient<Channel>, id: CapsuleId, script: &str) -> Result<i32, tonic::Status> {
     let request = ExecRequest {
         cmd: "/bin/sh".to_owned(),
         args: vec!["-c".to_owned(), script.to_owned()],
@@ -35,7 +35,7 @@ async fn script(agent: &TestAgent, id: CapsuleId, script: &str) -> Result<i32, t
         ..Default::default()
     };
     let call = wire::ExecCall { capsule_id: id.to_string(), request: Some(request) };
-    let mut events = agent.client.clone().exec(call).await?.into_inner();
+    let mut events = client.exec(call).await?.into_inner();
     let mut code = -1;
     while let Some(event) = events.message().await? {
         if let Some(hearth_proto::wire::process::exec_event::Event::Exited(exited)) = event.event {
@@ -52,27 +52,22 @@ async fn an_idle_capsule_pauses_and_a_busy_one_does_not() {
     agent.ensure_code().await.unwrap();
     let busy = agent.restore_as(idle(1_500)).await.unwrap();
     // It says nothing for several times its idle time.
-    let work = script(&agent, busy, "sleep 12");
-    let rest = async {
-        let mut agent = TestAgent { client: agent.client.clone(), process: agent.process };
-        let id = agent.restore_as(idle(1_500)).await.unwrap();
-        agent.python(id, "kept = 41").await.unwrap();
-        agent.enters(id, CapsuleState::Paused).await.unwrap();
-        assert_eq!(agent.get(busy).await.unwrap().state(), CapsuleState::Running);
-        let error = agent.run(id, "1").await.unwrap_err();
-        let status = TestAgent::status(&error).unwrap();
-        assert_eq!((status.code(), status.message()), (Code::FailedPrecondition, "the capsule is paused"));
-        let error = agent.client.set_timeouts(refresh(id)).await.unwrap_err();
-        assert_eq!(error.code(), Code::FailedPrecondition, "{error:?}");
-        agent.resume(id).await.unwrap();
-        let never = wire::SetTimeoutsRequest { idle_timeout_ms: Some(0), ..refresh(id) };
-        let now = agent.client.set_timeouts(never).await.unwrap().into_inner();
-        assert_eq!((now.idle_timeout_ms, now.timeout_ms), (0, 0));
-        assert_eq!(agent.python(id, "print(kept + 1)").await.unwrap(), "42");
-        (agent, id)
-    };
-    let (code, (mut agent, never)) = tokio::join!(work, rest);
-    assert_eq!(code.unwrap(), 0, "a busy capsule was paused");
+    let work = tokio::spawn(script(agent.client.clone(), busy, "sleep 12"));
+    let never = agent.restore_as(idle(1_500)).await.unwrap();
+    agent.python(never, "kept = 41").await.unwrap();
+    agent.enters(never, CapsuleState::Paused).await.unwrap();
+    assert_eq!(agent.get(busy).await.unwrap().state(), CapsuleState::Running);
+    let error = agent.run(never, "1").await.unwrap_err();
+    let status = TestAgent::status(&error).unwrap();
+    assert_eq!((status.code(), status.message()), (Code::FailedPrecondition, "the capsule is paused"));
+    let error = agent.client.set_timeouts(refresh(never)).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error:?}");
+    agent.resume(never).await.unwrap();
+    let wish = wire::SetTimeoutsRequest { idle_timeout_ms: Some(0), ..refresh(never) };
+    let now = agent.client.set_timeouts(wish).await.unwrap().into_inner();
+    assert_eq!((now.idle_timeout_ms, now.timeout_ms), (0, 0));
+    assert_eq!(agent.python(never, "print(kept + 1)").await.unwrap(), "42");
+    assert_eq!(work.await.unwrap().unwrap(), 0, "a busy capsule was paused");
     let paused = agent.enters(busy, CapsuleState::Paused).await.unwrap();
     assert!(paused.last_active_at_ms > paused.created_at_ms + 10_000, "its work counts as use: {paused:?}");
     assert_eq!(agent.get(never).await.unwrap().state(), CapsuleState::Running);
@@ -112,11 +107,11 @@ async fn a_lifetime_ends_in_use_or_not_and_settings_outlive_the_agent() {
     let mut agent = TestAgent::start(dir.path(), &ALONE).await.unwrap();
     agent.ensure_code().await.unwrap();
     let doomed = agent.restore_as(lifetime(3_000, TimeoutAction::Destroy)).await.unwrap();
-    let broken = script(&agent, doomed, "sleep 100").await.unwrap_err();
+    let broken = script(agent.client.clone(), doomed, "sleep 100").await.unwrap_err();
     assert!(broken.message().contains("stop"), "its stream ends with the reason: {broken:?}");
     agent.enters(doomed, CapsuleState::Stopped).await.unwrap();
     let paused = agent.restore_as(lifetime(2_000, TimeoutAction::Pause)).await.unwrap();
-    let broken = script(&agent, paused, "sleep 100").await.unwrap_err();
+    let broken = script(agent.client.clone(), paused, "sleep 100").await.unwrap_err();
     assert!(broken.message().contains("paus"), "{broken:?}");
     agent.enters(paused, CapsuleState::Paused).await.unwrap();
     // It has its lifetime again, then it goes to disk again.

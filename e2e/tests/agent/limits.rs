@@ -36,7 +36,11 @@ async fn every_vmm_has_a_control_group_and_ends_before_the_agent_does() {
     let mark = hearth_agent::config::Layout::new(dir.path(), dir.path()).mark();
     let id = agent.restore(false).await.unwrap();
     let (vmm, pager) = (pids(dir.path(), " -name ")[0], pids(dir.path(), " pager ")[0]);
-    assert_eq!((score(vmm), score(pager), score(agent.process.pid())), (500, 400, -500));
+    assert_eq!((score(vmm), score(pager)), (500, 400));
+    // Lowering its own needs a capability that a container's root may lack.
+    let own = score(agent.process.pid());
+    let is_warned = agent.process.log().contains("may be ended before its capsules");
+    assert!(own == -500 || (is_warned && own < 400), "{own}");
     if agent.process.log().contains("VMMs get no control groups") {
         assert!(hearth_test_skip::lacks("cgroup", "control groups that can be divided"));
         return;
