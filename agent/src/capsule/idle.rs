@@ -119,24 +119,37 @@ impl Runner {
 
     /// The guest answered, or did not in time.
     pub(super) async fn heard(&mut self, life: &Life, health: &mut Health, answer: Result<(), GuestError>) {
-        if let Err(error) = &answer {
+        let mut is_well = answer.is_ok();
+        if self.clock.owes_identity && matches!(answer, Ok(()) | Err(GuestError::Refused(_))) {
+            // A refusal is an answer: what it was asked while it did not answer has since been done, or half of it.
+            is_well = self.go_on_late(life).await;
+        } else if let Err(error) = &answer {
             tracing::warn!(%error, "the guest does not answer");
+        }
+        if !is_well {
             metrics::counter!("hearth_agent_health_failures_total").increment(1);
         }
-        match health.count(answer.is_ok()) {
+        match health.count(is_well) {
             Change::None => {}
             Change::Lost => self.set_unresponsive(true),
             Change::Found => self.set_unresponsive(false),
         }
-        if answer.is_ok() && self.clock.owes_identity {
-            let identity =
-                Identity { hostname: self.handle.facts.id.to_string(), env: self.settings.env.clone() };
-            match time::timeout(GO_ON_DEADLINE, life.guest.activate(identity)).await {
-                Ok(Ok(_)) => self.clock.owes_identity = false,
-                Ok(Err(error)) => tracing::warn!(%error, "the guest does not go on after a failed capture"),
-                Err(_) => tracing::warn!("the guest does not go on after a failed capture"),
+    }
+
+    /// Tells a guest that answers again after a failed capture who it is. Whether that was done.
+    async fn go_on_late(&mut self, life: &Life) -> bool {
+        let identity =
+            Identity { hostname: self.handle.facts.id.to_string(), env: self.settings.env.clone() };
+        let error = match time::timeout(GO_ON_DEADLINE, life.guest.activate(identity)).await {
+            Ok(Ok(_)) => {
+                self.clock.owes_identity = false;
+                return true;
             }
-        }
+            Ok(Err(error)) => error,
+            Err(_) => GuestError::Deadline("Activate"),
+        };
+        tracing::warn!(%error, "the guest does not go on after a failed capture");
+        false
     }
 
     pub(super) fn set_unresponsive(&mut self, unresponsive: bool) {

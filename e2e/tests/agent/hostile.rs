@@ -1,6 +1,7 @@
 //! Guests that attack the host: their neighbours and the agent go on, and they can be ended at once.
 
 use crate::folder;
+use hearth_agent::{network::netns::Netns, vmm::machine::GuestNetwork};
 use hearth_e2e::{agent::TestAgent, leftovers};
 use hearth_proto::{
     id::CapsuleId,
@@ -9,7 +10,11 @@ use hearth_proto::{
         process::ExecRequest,
     },
 };
-use std::time::{Duration, Instant};
+use std::{
+    net::UdpSocket,
+    path::Path,
+    time::{Duration, Instant},
+};
 use tonic::Code;
 
 /// Runs of the good capsule that are compared.
@@ -21,6 +26,9 @@ const RATIO_MAX: f64 = 10.0;
 const FLOOR: Duration = Duration::from_millis(10);
 /// Ending a capsule takes some 50 ms. A tenth of what its guest would be waited for.
 const AT_ONCE: Duration = Duration::from_secs(12);
+
+/// Where a frozen guest waits for a packet.
+const THAW_PORT: u16 = 9;
 
 const ATTACKS: [(&str, &str); 6] = [
     ("a fork bomb", "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass"),
@@ -106,17 +114,23 @@ async fn attack_in(
     }
 }
 
-/// Stops the guest daemon's service, and lets it go on after `seconds`, if any.
-async fn freeze(agent: &mut TestAgent, id: CapsuleId, seconds: Option<u32>) {
-    let thaw = seconds.map(|seconds| format!("sleep {seconds}; kill -CONT $service")).unwrap_or_default();
-    // PID 1 is the daemon too, but no signal stops it. The delay lets the answer out.
-    let script = format!(
-        "service=$(pgrep -P 1 -f envd | head -n 1); test -n \"$service\"; \
-         setsid sh -c \"service=$service; sleep 1; kill -STOP $service; {thaw}\" >/dev/null 2>&1 </dev/null &"
+/// Stops the guest daemon's service. PID 1 is the daemon too, but no signal stops it.
+async fn freeze(agent: &mut TestAgent, id: CapsuleId) {
+    // A packet lets it go on. The delay lets the answer out.
+    let program = format!(
+        "import os, signal, socket, sys, time\n\
+         link = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+         link.bind(('0.0.0.0', {THAW_PORT}))\n\
+         time.sleep(1)\n\
+         os.kill(int(sys.argv[1]), signal.SIGSTOP)\n\
+         link.recv(1)\n\
+         os.kill(int(sys.argv[1]), signal.SIGCONT)"
     );
+    let script = "service=$(pgrep -P 1 -f envd | head -n 1); test -n \"$service\"; \
+                  setsid python3 -c \"$1\" \"$service\" >/dev/null 2>&1 </dev/null &";
     let request = ExecRequest {
         cmd: "/bin/sh".to_owned(),
-        args: vec!["-ec".to_owned(), script],
+        args: ["-ec", script, "sh", &program].map(str::to_owned).to_vec(),
         timeout_ms: 30_000,
         ..Default::default()
     };
@@ -126,6 +140,19 @@ async fn freeze(agent: &mut TestAgent, id: CapsuleId, seconds: Option<u32>) {
     while tokio::time::timeout(Duration::from_secs(2), agent.run(id, "1+1")).await.is_ok() {}
 }
 
+/// Lets the service of the only capsule go on.
+fn thaw(dir: &Path) {
+    let mark = hearth_agent::config::Layout::new(dir, dir).mark();
+    let left = leftovers::of(dir);
+    let vmm =
+        left.iter().find(|left| left.starts_with("process ") && left.contains(&format!("-name {mark}")));
+    let pid = vmm.unwrap().split_ascii_whitespace().nth(1).unwrap().trim_end_matches(':').parse().unwrap();
+    let sent = Netns::of_process(pid)
+        .unwrap()
+        .inside(|| UdpSocket::bind("0.0.0.0:0")?.send_to(b"x", (GuestNetwork::GUEST, THAW_PORT)));
+    assert_eq!(sent.unwrap(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_does_not_answer_is_noticed_and_ended_at_once() {
     let dir = folder();
@@ -133,26 +160,27 @@ async fn a_guest_that_does_not_answer_is_noticed_and_ended_at_once() {
     agent.ensure_code().await.unwrap();
     let id = agent.restore(false).await.unwrap();
     agent.python(id, "kept = 42").await.unwrap();
-    freeze(&mut agent, id, Some(90)).await;
+    freeze(&mut agent, id).await;
+    // Before anybody has noticed: a pause is given up in time, and the capsule is as it was.
+    let error = agent.pause(id).await.unwrap_err();
+    let status = TestAgent::status(&error).unwrap();
+    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::FailedPrecondition), "{status:?}");
     let lost = agent.seen(id, "the guest to be lost", |capsule| capsule.unresponsive).await.unwrap();
     assert_eq!((lost.state(), lost.reason.as_str()), (CapsuleState::Running, "the guest does not answer"));
+    // Now nobody waits for it any more.
     let error = agent.pause(id).await.unwrap_err();
     let status = TestAgent::status(&error).unwrap();
     assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
     assert!(status.message().contains("does not answer"), "{status:?}");
+    thaw(dir.path());
     agent.seen(id, "the guest to be back", |capsule| !capsule.unresponsive).await.unwrap();
     assert_eq!(agent.python(id, "print(kept)").await.unwrap(), "42");
-
-    // Before anybody has noticed: a pause is given up in time, and the capsule is as it was.
-    freeze(&mut agent, id, Some(25)).await;
-    let error = agent.pause(id).await.unwrap_err();
-    let status = TestAgent::status(&error).unwrap();
-    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::FailedPrecondition), "{status:?}");
-    agent.seen(id, "the guest to be back", |capsule| !capsule.unresponsive).await.unwrap();
+    agent.pause(id).await.unwrap();
+    agent.resume(id).await.unwrap();
     assert_eq!(agent.python(id, "print(kept)").await.unwrap(), "42");
 
     // One that is waited for by a pause is ended at once.
-    freeze(&mut agent, id, None).await;
+    freeze(&mut agent, id).await;
     let mut client = agent.client.clone();
     let request = wire::PauseRequest { capsule_id: id.to_string() };
     let pause = tokio::spawn(async move { client.pause(request).await });

@@ -84,8 +84,11 @@ async fn an_idle_capsule_whose_pause_fails_runs_on_and_is_paused_later() {
     let small = Small::mount(&dir.path().join("agent/snapshots"), "3m");
     let mut agent = TestAgent::start(dir.path(), &ALONE).await.unwrap();
     agent.ensure_code().await.unwrap();
-    let id = agent.restore_as(idle(800)).await.unwrap();
+    let id = agent.restore(false).await.unwrap();
     agent.python(id, "kept = bytes(range(256)) * (80 << 10)").await.unwrap();
+    // From now on there is more than fits.
+    let wish = wire::SetTimeoutsRequest { idle_timeout_ms: Some(800), ..refresh(id) };
+    agent.client.set_timeouts(wish).await.unwrap();
     let failures = |agent: &TestAgent| agent.process.log().matches("a capture failed").count();
     until(Duration::from_secs(120), "two pauses to fail", || Ok((failures(&agent) >= 2).then_some(())))
         .unwrap();
