@@ -11,10 +11,7 @@ use crate::{
         runner,
     },
     config::{AgentConfig, ConfigError, Layout, OnStop},
-    disk::{
-        reserve::Reserve,
-        store::{self, StoreFs, StoreFsError},
-    },
+    disk::store::{self, StoreFs, StoreFsError},
     engine::{Accelerator, Engine, EngineError, Kind, TCG_WARNING},
     grpc::service::AgentService,
     memory::image::{ImageError, Images},
@@ -26,8 +23,13 @@ use crate::{
         generation::Generations,
         store::{Store, StoreError},
     },
+    steps,
     template::Templates,
-    vmm::launch::{LaunchError, Launcher},
+    usage::{files::UsageFiles, sampler},
+    vmm::{
+        launch::{LaunchError, Launcher},
+        process::oom_score,
+    },
 };
 use hearth_proto::{
     id::{CapsuleId, HostId},
@@ -100,10 +102,10 @@ pub struct Parts {
     pub paused: PausedRecords,
     /// Memory images.
     pub images: Arc<Images>,
-    /// What the host's disks keep free.
-    pub reserve: Reserve,
     /// What this host is.
     pub host: wire::Host,
+    /// What capsules used.
+    pub usage: UsageFiles,
     /// Stops everything.
     pub shutdown: Shutdown,
 }
@@ -147,6 +149,7 @@ impl Agent {
         let swept =
             sweep(&layout, &inheritance.spared()).await.map_err(host("sweeping what an earlier agent left"))?;
         report(&swept);
+        outlive_capsules();
         let (parts, reaper) = build(config, engine, &layout, paused, helper)?;
         for id in &inheritance.outdated {
             parts.paused.remove(*id)?;
@@ -156,6 +159,9 @@ impl Agent {
         let removed = parts.images.sweep()?;
         metrics::counter!("hearth_agent_swept_images_total").increment(removed as u64);
         take_over(&parts, find_paused(&parts.generations, &parts.paused)?);
+        let known = parts.registry.list().iter().map(|capsule| capsule.facts.id).collect();
+        parts.usage.sweep(&known).map_err(host("the capsules' usage"))?;
+        sampler::start(&parts);
         let (server, stop_server) = serve(&parts, listener);
         metrics::gauge!("hearth_agent_start_seconds").set(begun.elapsed().as_secs_f64());
         Ok(Self { parts, reaper, layout, on_stop, server, stop_server, _lock: lock })
@@ -276,16 +282,15 @@ fn build(
     let launcher = Arc::new(launcher);
     let shutdown = Shutdown::new();
     let parking = Parking::start(launcher.clone(), images.clone(), config.parked, &shutdown);
-    let registry = Arc::new(Registry::new(config.max_capsules));
-    // A store of its own is a sparse file, which fills the file system that it is on.
-    let reserve = Reserve::new(vec![layout.vmms(), layout.agent()], config.disk_reserve_mb);
+    let registry = Arc::new(Registry::new(config.policy()));
     let tasks = shutdown.tasks().clone();
     let templates = Arc::new(Templates::new(store, images.clone(), launcher, parking, config, tasks));
     let generations = Arc::new(Generations::open(&layout.snapshots(), templates.clone())?);
     fs::set_permissions(layout.snapshots(), fs::Permissions::from_mode(0o700))
         .map_err(host("the snapshots' folder"))?;
     let host = host_facts;
-    let parts = Parts { registry, templates, generations, paused, images, reserve, host, shutdown };
+    let usage = UsageFiles::open(&layout.usage()).map_err(crate::agent::host("the capsules' usage"))?;
+    let parts = Parts { registry, templates, generations, paused, images, host, usage, shutdown };
     Ok((Arc::new(parts), reaper))
 }
 
@@ -361,6 +366,7 @@ async fn choose_engine(config: &AgentConfig, helper: &Path) -> Result<Engine, St
     let engine = tokio::task::spawn_blocking(move || Engine::choose(&programs, choice, &helper))
         .await
         .map_err(|error| host("choosing the engine")(io::Error::other(error)))??;
+    steps::engine(engine.name());
     tracing::info!(
         engine = engine.name(),
         version = engine.version,
@@ -400,6 +406,13 @@ fn host_facts(engine: &Engine, layout: &Layout) -> Result<wire::Host, StartError
         cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
         memory_mb: memory_kb >> 10,
     })
+}
+
+/// When memory runs out the kernel is to end capsules first. A host that does not allow it still works.
+fn outlive_capsules() {
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", oom_score::AGENT.to_string()) {
+        tracing::warn!(%error, "the agent may be ended before its capsules when memory runs out");
+    }
 }
 
 /// The host's id, made at the first start.

@@ -1,6 +1,7 @@
 //! The agent's configuration.
 
 use crate::{
+    admission::Policy,
     disk::{
         size,
         store::{self, StoreFs},
@@ -66,6 +67,15 @@ pub struct AgentConfig {
     /// or end (destroy). Without it: leave for `hearth agent`, pause for `hearth up`.
     #[arg(long, env = "HEARTH_ON_STOP", value_enum)]
     pub on_stop: Option<OnStop>,
+    /// Memory that stays free for the host itself, in MiB: with less, no capsule is started or resumed.
+    #[arg(long, env = "HEARTH_MEMORY_RESERVE_MB", default_value_t = 512)]
+    pub memory_reserve_mb: u64,
+    /// Memory that is held for each capsule to grow into, in MiB. The guest's whole memory: no overcommit.
+    #[arg(long, env = "HEARTH_CAPSULE_RESERVE_MB", default_value_t = 128)]
+    pub capsule_reserve_mb: u64,
+    /// Most virtual CPUs of all capsules, per processor of the host.
+    #[arg(long, env = "HEARTH_CPU_OVERCOMMIT", default_value_t = 64)]
+    pub cpu_overcommit: u32,
     /// First of the user ids that VMMs run as; the one before it is the pagers'.
     #[arg(long, env = "HEARTH_UID_BASE", default_value_t = 520_000)]
     pub uid_base: u32,
@@ -128,6 +138,9 @@ impl AgentConfig {
         if self.max_capsules == 0 || 4096 < self.max_capsules {
             faults.push(format!("HEARTH_MAX_CAPSULES: {} is not from 1 to 4096", self.max_capsules));
         }
+        if self.cpu_overcommit == 0 || 1024 < self.cpu_overcommit {
+            faults.push(format!("HEARTH_CPU_OVERCOMMIT: {} is not from 1 to 1024", self.cpu_overcommit));
+        }
         if 64 < self.parked {
             faults.push(format!("HEARTH_PARKED: {} is not from 0 to 64", self.parked));
         }
@@ -141,6 +154,17 @@ impl AgentConfig {
             ));
         }
         if faults.is_empty() { Ok(()) } else { Err(ConfigError(faults)) }
+    }
+
+    /// By what capsules are admitted.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            capsules_max: self.max_capsules,
+            memory_reserve_mb: self.memory_reserve_mb,
+            capsule_reserve_mb: self.capsule_reserve_mb,
+            cpu_overcommit: self.cpu_overcommit,
+            disk_reserve_mb: self.disk_reserve_mb,
+        }
     }
 
     /// Size of the machines of the template `code`.
@@ -221,6 +245,11 @@ impl Layout {
         self.agent().join("paused")
     }
 
+    /// What capsules used, a file each.
+    pub fn usage(&self) -> PathBuf {
+        self.agent().join("usage")
+    }
+
     /// Mount point of the tmpfs for memory images.
     pub fn images(&self) -> PathBuf {
         self.agent().join("images")
@@ -278,6 +307,9 @@ mod tests {
             prefetch: true,
             max_capsules: 0,
             on_stop: None,
+            memory_reserve_mb: 0,
+            capsule_reserve_mb: 0,
+            cpu_overcommit: 0,
             uid_base: 0,
         };
         let text = config.check(Path::new("relative")).unwrap_err().to_string();
@@ -289,6 +321,7 @@ mod tests {
             "IMAGE_BUDGET_MB",
             "PARKED",
             "MAX_CAPSULES",
+            "CPU_OVERCOMMIT",
             "UID_BASE",
             "HEARTH_DIR",
         ] {

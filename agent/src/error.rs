@@ -2,19 +2,12 @@
 
 use crate::{
     capsule::{capture::CaptureError, paused::PausedError, state::Denied},
-    disk::reserve::NoRoom,
     guest::GuestError,
     memory::image::ImageError,
     snapshot::{generation::GenerationError, store::StoreError},
     template::TemplateError,
     vmm::{control::VmmError, launch::LaunchError},
 };
-
-impl From<NoRoom> for AgentError {
-    fn from(no_room: NoRoom) -> Self {
-        Self::NoCapacity(no_room.to_string())
-    }
-}
 
 /// Everything a call of the agent can fail with.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +32,9 @@ pub enum AgentError {
     /// The host has no room for another capsule.
     #[error("no capacity on this host: {0}")]
     NoCapacity(String),
+    /// Its guest has not answered for a while, so that it cannot be captured.
+    #[error("the guest does not answer: it can be destroyed, not paused or copied")]
+    Unresponsive,
     /// A VMM could not be started.
     #[error(transparent)]
     Launch(#[from] LaunchError),
@@ -75,4 +71,10 @@ pub enum AgentError {
     /// The agent is stopping.
     #[error("the agent is stopping")]
     Stopping,
+}
+
+impl From<crate::admission::Refusal> for AgentError {
+    fn from(refusal: crate::admission::Refusal) -> Self {
+        Self::NoCapacity(refusal.to_string())
+    }
 }

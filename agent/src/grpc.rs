@@ -3,3 +3,4 @@
 pub mod service;
 mod snapshots;
 pub mod status;
+pub mod usage;

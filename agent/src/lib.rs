@@ -7,9 +7,11 @@
 
 #![deny(unsafe_code)]
 
+pub mod admission;
 pub mod adopt;
 pub mod agent;
 pub mod capsule;
+pub mod cgroup;
 pub mod config;
 pub mod disk;
 pub mod engine;
@@ -20,6 +22,7 @@ pub mod memory;
 pub mod network;
 pub mod reaper;
 pub mod snapshot;
+pub mod steps;
 pub mod template;
 pub mod usage;
 pub mod vmm;

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod generations;
 pub mod ledger;
 pub mod leftovers;
+pub mod limits;
 pub mod process;
 pub mod service;
 pub mod swap;

@@ -85,7 +85,9 @@ fn line(text: &str) -> Option<Line> {
         Some((name, labels)) => (name, labels.trim_end_matches('}')),
         None => (series, ""),
     };
-    let labels = labels.split(',').filter_map(|label| label.split_once('='));
+    // A run has one engine.
+    let labels =
+        labels.split(',').filter_map(|label| label.split_once('=')).filter(|(name, _)| *name != "engine");
     // In the order of their names reversed: `stage` before `source`.
     let mut labels: Vec<(&str, &str)> = labels.collect();
     labels.sort_unstable_by(|one, other| other.cmp(one));

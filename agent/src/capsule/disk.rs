@@ -2,13 +2,14 @@
 
 use super::{
     handle::{Handle, Reply},
-    runner::{Life, Runner, step},
+    runner::{Life, Runner},
     state::{Denied, Request, State},
 };
 use crate::{
     disk::size::check_growth,
     error::AgentError,
     guest::{Guest, GuestError},
+    steps::step,
     vmm::{control::VmmError, guard::Vmm},
 };
 use std::{

@@ -4,6 +4,7 @@ use super::{
     capture::Figures,
     handle::{Handle, Shot},
     registry::Refused,
+    room::Room,
     runner::{self, Wish},
     source::Source,
 };
@@ -11,6 +12,7 @@ use crate::{
     agent::Parts,
     error::AgentError,
     snapshot::{generation::Generations, store::Durability},
+    steps::step_from,
 };
 use hearth_proto::id::CapsuleId;
 use std::{
@@ -39,7 +41,6 @@ pub async fn fork(parts: &Arc<Parts>, source: &Handle, ids: &[CapsuleId]) -> Res
     if let Some(copies) = already_there(parts, ids)? {
         return Ok(Forked { copies, figures: None });
     }
-    parts.reserve.check()?;
     let shot = source.capture(Generations::new_key(), Durability::Transient).await?;
     let mut copies = Vec::with_capacity(ids.len());
     let outcome = match begin(parts, source, &shot, ids, &mut copies) {
@@ -51,7 +52,7 @@ pub async fn fork(parts: &Arc<Parts>, source: &Handle, ids: &[CapsuleId]) -> Res
         futures::future::join_all(copies.iter().map(Handle::destroy)).await;
         return Err(error);
     }
-    runner::step("fork", start);
+    step_from("fork", "generation", start);
     Ok(Forked { copies, figures: shot.figures })
 }
 
@@ -76,15 +77,14 @@ fn begin(
         let from = Source::Generation(shot.generation.clone());
         let wish = Wish { id, park: false, settings: shot.settings.clone() };
         let template = source.facts.template.clone();
-        match parts.registry.insert(id, || runner::start(parts, from, template, wish)) {
+        let room = Room::look(parts, &from)?;
+        match parts.registry.insert(id, Some(&room), || runner::start(parts, from, template, wish)) {
             Ok(handle) => {
                 parts.registry.changed(&handle);
                 copies.push(handle);
             }
             Err(Refused::Exists(_)) => return Err(AgentError::Exists(format!("capsule {id}"))),
-            Err(Refused::Full(limit)) => {
-                return Err(AgentError::NoCapacity(format!("its limit of {limit} capsules is reached")));
-            }
+            Err(Refused::Full(refusal)) => return Err(refusal.into()),
         }
     }
     Ok(())

@@ -1,16 +1,20 @@
 //! How everybody but its task sees a capsule.
 
 use super::{
+    activity::{Activities, Activity},
     capture::Figures,
     disk::Place,
     settings::Settings,
     state::{Decision, Denied, Request, State},
+    timeouts::Timeouts,
 };
 use crate::{
     error::AgentError,
     guest::Guest,
     memory::stats::Stats,
     snapshot::{generation::Generation, store::Durability},
+    template::build::now_ms,
+    usage::{history::Sample, meter::Meter},
 };
 use hearth_proto::{id::CapsuleId, wire::agent as wire};
 use std::{
@@ -21,12 +25,12 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 /// Where an answer goes.
 pub type Reply<T> = oneshot::Sender<Result<T, AgentError>>;
 
 /// What the task is asked.
-#[derive(Debug)]
 pub enum Message {
     /// Let the vCPUs run, for a user.
     Claim(Reply<Guest>),
@@ -50,7 +54,12 @@ pub enum Message {
     GiveUp(String, oneshot::Sender<()>),
     /// Private memory and pager statistics.
     Measure(oneshot::Sender<Measured>),
+    /// Have other timeouts, and a new lifetime. Answered with what holds then.
+    SetTimeouts(Change, Reply<Timeouts>),
 }
+
+/// A change of timeouts.
+pub type Change = Box<dyn FnOnce(Timeouts) -> Timeouts + Send>;
 
 /// A capsule is to be copied.
 #[derive(Debug)]
@@ -115,6 +124,12 @@ pub struct Handle {
     pub(super) guest: watch::Receiver<Option<Guest>>,
     /// Whether it comes back from disk when it is used: the agent paused it by itself.
     pub(super) wakes: Arc<AtomicBool>,
+    pub(super) activities: Activities,
+    pub(super) unresponsive: Arc<AtomicBool>,
+    /// Set when it is to end: what waits for its guest need not wait any longer.
+    pub(super) doomed: CancellationToken,
+    /// What it uses.
+    pub meter: Arc<Meter>,
 }
 
 impl Handle {
@@ -149,6 +164,26 @@ impl Handle {
         }
     }
 
+    /// Begins a use of it: while the result is held the capsule is not idle. Taken before [`Handle::guest`], and held as
+    /// long as bytes flow.
+    pub fn activity(&self) -> Activity {
+        self.activities.begin()
+    }
+
+    /// Whether its guest has not answered several times in a row.
+    pub fn is_unresponsive(&self) -> bool {
+        self.unresponsive.load(Ordering::Relaxed)
+    }
+
+    /// Changes its timeouts and begins its lifetime anew. Refused unless it lives.
+    pub async fn set_timeouts(
+        &self,
+        change: impl FnOnce(Timeouts) -> Timeouts + Send + 'static,
+    ) -> Result<Timeouts, AgentError> {
+        self.settled(Request::Use).await?;
+        self.ask(|reply| Message::SetTimeouts(Box::new(change), reply)).await
+    }
+
     /// A watch of the guest: replaced when the capsule begins a new life, none while it has none.
     pub fn watch_guest(&self) -> watch::Receiver<Option<Guest>> {
         self.guest.clone()
@@ -160,6 +195,7 @@ impl Handle {
         if self.wakes() && self.state() == State::Paused {
             self.resume().await?;
         }
+        let _use = self.activity();
         if self.settled(Request::Use).await? == Decision::Nothing
             && let Some(guest) = self.guest.borrow().clone()
         {
@@ -238,6 +274,7 @@ impl Handle {
 
     /// Ends its task for the agent's stop: a paused capsule stays on disk, any other is destroyed.
     pub async fn leave(&self) {
+        self.doomed.cancel();
         let (reply, answer) = oneshot::channel();
         if self.messages.send(Message::Leave(reply)).await.is_ok() {
             // No answer: its task ended on its own, which is what was wanted.
@@ -266,6 +303,7 @@ impl Handle {
 
     /// Ends the capsule; returns when all it had is given back.
     pub async fn destroy(&self) {
+        self.doomed.cancel();
         let (reply, answer) = oneshot::channel();
         if self.messages.send(Message::Destroy(reply)).await.is_ok() {
             // No answer: its task ended on its own, which is what was wanted.
@@ -275,6 +313,7 @@ impl Handle {
 
     /// What it uses now; nothing when it is gone.
     pub async fn measure(&self) -> Measured {
+        self.meter.sample(now_ms());
         let (reply, answer) = oneshot::channel();
         if self.messages.send(Message::Measure(reply)).await.is_err() {
             return Measured::default();
@@ -288,9 +327,16 @@ impl Handle {
 
     /// The wire form.
     pub fn wire(&self, measured: Option<Measured>) -> wire::Capsule {
-        let (state, reason) = self.state().wire();
+        let state_now = self.state();
+        let unresponsive = self.is_unresponsive() && state_now == State::Running;
+        let (state, mut reason) = state_now.wire();
+        if unresponsive {
+            reason = "the guest does not answer".to_owned();
+        }
         let measured = measured.unwrap_or_default();
         let (disk_mb, disk_used_mb) = self.disk.measure();
+        let Sample { cpu_us, private_bytes, shared_bytes, disk_bytes, received_bytes, sent_bytes, .. } =
+            self.meter.newest();
         wire::Capsule {
             capsule_id: self.facts.id.to_string(),
             template: self.facts.template.clone(),
@@ -303,6 +349,33 @@ impl Handle {
             private_kb: measured.private_kb,
             disk_mb,
             disk_used_mb,
+            cpu_us,
+            private_bytes,
+            shared_bytes,
+            disk_bytes,
+            received_bytes,
+            sent_bytes,
+            last_active_at_ms: now_ms() - self.activities.last().elapsed().as_millis() as i64,
+            unresponsive,
         }
+    }
+}
+
+impl std::fmt::Debug for Message {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Claim(_) => "Claim",
+            Self::Pause(_) => "Pause",
+            Self::Resume(_) => "Resume",
+            Self::Capture(_) => "Capture",
+            Self::RollBack(..) => "RollBack",
+            Self::Destroy(_) => "Destroy",
+            Self::Leave(_) => "Leave",
+            Self::LetGo(_) => "LetGo",
+            Self::GiveUp(..) => "GiveUp",
+            Self::GrowDisk(..) => "GrowDisk",
+            Self::Measure(_) => "Measure",
+            Self::SetTimeouts(..) => "SetTimeouts",
+        })
     }
 }

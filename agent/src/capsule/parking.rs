@@ -144,6 +144,7 @@ impl Shared {
             }
         }
         metrics::gauge!("hearth_agent_parked_vmms").set(waiting as f64);
+        metrics::gauge!("hearth_agent_parked_vmms_target").set((self.target * parked.len()) as f64);
         wanted
     }
 }
@@ -162,7 +163,10 @@ async fn refill(shared: Arc<Shared>, stop: CancellationToken) {
             if stop.is_cancelled() {
                 return;
             }
-            match shared.spawn(&template).await {
+            metrics::gauge!("hearth_agent_parked_vmms_spawning").set(1.0);
+            let spawned = shared.spawn(&template).await;
+            metrics::gauge!("hearth_agent_parked_vmms_spawning").set(0.0);
+            match spawned {
                 Ok(vmm) => {
                     let mut parked = shared.parked.lock().unwrap_or_else(PoisonError::into_inner);
                     // A bay that was closed meanwhile drops the VMM.

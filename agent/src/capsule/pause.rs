@@ -15,7 +15,9 @@ use super::{
     ledger::Phase,
     paused::PausedRecord,
     restore::restore,
-    runner::{End, Life, Runner, Turn, Wish, step},
+    room::Room,
+    runner::{End, Life, Runner, Turn, Wish},
+    settings::Settings,
     source::Source,
     state::{Decision, Denied, Happening, Request, State},
 };
@@ -26,6 +28,7 @@ use crate::{
         generation::{Generation, Generations},
         store::Durability,
     },
+    steps::{step, step_from, step_took},
 };
 use std::{
     sync::Arc,
@@ -35,6 +38,8 @@ use tokio::time::timeout;
 
 /// The guest gives its user processes five seconds to stop, and syncs its disk.
 const PREPARE_DEADLINE: Duration = Duration::from_secs(30);
+/// A guest that has not answered is given this long to go on.
+const GO_ON_DEADLINE: Duration = Duration::from_secs(5);
 /// A restore that takes longer than this is given up.
 const RESTORE_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -53,6 +58,13 @@ pub(super) struct Rest {
     pub(super) figures: Option<Figures>,
 }
 
+impl Rest {
+    /// Bytes on disk, where they are known.
+    pub(super) fn bytes(&self) -> u64 {
+        self.figures.map_or(0, |figures| figures.bytes)
+    }
+}
+
 impl Runner {
     /// Pauses a running capsule. `None`: it runs on.
     pub(super) async fn pause(&mut self, life: &Life, reply: Reply<Option<Figures>>) -> Option<Turn> {
@@ -61,6 +73,11 @@ impl Runner {
             Ok(Decision::Nothing | Decision::Join) => return answer(reply, Ok(None)),
             Err(denied) => return answer(reply, Err(denied.into())),
         }
+        self.pause_now(life, reply).await
+    }
+
+    /// Pauses a capsule whose state says already that it is being paused. `None`: it runs on.
+    pub(super) async fn pause_now(&mut self, life: &Life, reply: Reply<Option<Figures>>) -> Option<Turn> {
         let key = Generations::new_key();
         match self.put_on_disk(life, &key).await {
             Ok(figures) => {
@@ -85,7 +102,8 @@ impl Runner {
         let captured = self.shoot(life, key, &mut figures).await?;
         let publish = Instant::now();
         let (generations, records) = (self.parts.generations.clone(), self.parts.paused.clone());
-        let mut record = PausedRecord::new(&self.handle.facts, key, &self.settings);
+        let settings = Settings { timeouts: self.timeouts_kept(), ..self.settings.clone() };
+        let mut record = PausedRecord::new(&self.handle.facts, key, &settings);
         record.wakes = self.handle.wakes();
         let published: Result<Arc<Generation>, AgentError> = blocking(move || {
             let generation = captured.publish(&generations, Durability::Synced)?;
@@ -98,6 +116,7 @@ impl Runner {
         .await;
         match published {
             Ok(generation) => {
+                self.settings = settings;
                 figures.publish = publish.elapsed();
                 figures.bytes = generation.snapshot.disk_bytes();
                 figures.total = start.elapsed();
@@ -158,11 +177,20 @@ impl Runner {
         if let Err(error) = life.vmm.enter(Phase::Capturing) {
             return Err(Setback { error: CaptureError::record(error).into(), fatal: None });
         }
+        if self.handle.is_unresponsive() {
+            return Err(Setback { error: AgentError::Unresponsive, fatal: None });
+        }
         let prepare = Instant::now();
         if let Err(error) = capture::settle(&life.vmm).await {
             return Err(Setback { error: error.into(), fatal: None });
         }
-        let prepared = timeout(PREPARE_DEADLINE, life.guest.prepare(Vec::new())).await;
+        let prepared = tokio::select! {
+            prepared = timeout(PREPARE_DEADLINE, life.guest.prepare(Vec::new())) => prepared,
+            // Whoever ends it does not wait for a guest that may never answer.
+            () = self.handle.doomed.cancelled() => {
+                return Err(Setback { error: AgentError::Ended("destroyed".to_owned()), fatal: None });
+            }
+        };
         figures.prepare = prepare.elapsed();
         step("prepare", prepare);
         match prepared {
@@ -172,8 +200,8 @@ impl Runner {
                 self.captured(life);
                 return Err(Setback { error: error.into(), fatal: None });
             }
-            Ok(Err(error)) => return Err(self.run_on(life, error.into()).await),
-            Err(_) => return Err(self.run_on(life, GuestError::Deadline("Prepare").into()).await),
+            Ok(Err(error)) => return Err(self.let_be(life, error).await),
+            Err(_) => return Err(self.let_be(life, GuestError::Deadline("Prepare")).await),
         }
         let capture = Instant::now();
         let order = Order { key: key.to_owned(), capsule: self.handle.facts.id };
@@ -183,6 +211,21 @@ impl Runner {
             Ok(captured) => Ok(captured),
             Err(error) => Err(self.run_on(life, error.into()).await),
         }
+    }
+
+    /// The guest did not say that it is prepared. Its vCPUs have run all the time: if it does not answer now either, it
+    /// is left as it is, and told to go on when it does.
+    async fn let_be(&mut self, life: &Life, error: GuestError) -> Setback {
+        let went_on = timeout(GO_ON_DEADLINE, self.go_on(life)).await.map_err(|_| String::new());
+        let fatal = match went_on.flatten() {
+            Ok(()) => None,
+            Err(reason) if !life.vmm.is_alive() => Some(format!("{error}; and then: {reason}")),
+            Err(_) => {
+                self.clock.owes_identity = true;
+                None
+            }
+        };
+        Setback { error: error.into(), fatal }
     }
 
     /// Undoes what was begun, because of `error`.
@@ -235,7 +278,7 @@ impl Runner {
         match self.restore_own(Source::Generation(to)).await {
             Ok(life) => {
                 self.begin(&life);
-                step("rollback", start);
+                step_from("rollback", "generation", start);
                 answer(reply, Ok(start.elapsed()));
                 Some(Turn::Lives(life))
             }
@@ -264,7 +307,10 @@ impl Runner {
                 Message::Leave(reply) | Message::LetGo(reply) | Message::GiveUp(_, reply) => {
                     Some(Turn::Ended(End::Left(Some(reply))))
                 }
-                other @ (Message::Claim(_) | Message::Measure(_) | Message::GrowDisk(..)) => {
+                other @ (Message::Claim(_)
+                | Message::Measure(_)
+                | Message::GrowDisk(..)
+                | Message::SetTimeouts(..)) => {
                     self.refuse(other);
                     None
                 }
@@ -298,7 +344,7 @@ impl Runner {
         match woken {
             Ok(life) => {
                 self.begin(&life);
-                step("resume_capsule", start);
+                step_from("resume_capsule", "generation", start);
                 answer(reply, Ok(start.elapsed()));
                 Some(Turn::Lives(life))
             }
@@ -311,15 +357,14 @@ impl Runner {
     }
 
     async fn wake_up(&mut self, rest: &Rest, to: Option<Arc<Generation>>) -> Result<Life, AgentError> {
-        if !self.parts.registry.is_within_limit() {
-            return Err(AgentError::NoCapacity("its limit of capsules is reached".to_owned()));
-        }
-        self.parts.reserve.check()?;
         let generation = match to {
             Some(generation) => generation,
             None => self.generation(&rest.key).await?,
         };
-        let life = self.restore_own(Source::Generation(generation)).await?;
+        let source = Source::Generation(generation);
+        let room = Room::look(&self.parts, &source)?;
+        self.parts.registry.fits(self.handle.facts.id, &room)?;
+        let life = self.restore_own(source).await?;
         // From here on it is what it does now, not what it was; were the record left, a crash would turn it back.
         self.forget(rest).await?;
         Ok(life)
@@ -382,8 +427,4 @@ impl Runner {
 fn answer<T>(reply: Reply<T>, result: Result<T, AgentError>) -> Option<Turn> {
     let _ = reply.send(result);
     None
-}
-
-fn step_took(name: &'static str, duration: Duration) {
-    metrics::histogram!("hearth_agent_step_seconds", "step" => name).record(duration.as_secs_f64());
 }

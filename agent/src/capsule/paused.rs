@@ -187,6 +187,7 @@ mod tests {
             settings: Settings {
                 env: HashMap::from([("KEY".to_owned(), "secret".to_owned())]),
                 disk_mb: 4096,
+                ..Settings::default()
             },
         }
     }

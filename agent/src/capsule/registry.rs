@@ -1,6 +1,7 @@
 //! The capsules of this host, by id.
 
-use super::handle::Handle;
+use super::{handle::Handle, room::Room};
+use crate::admission::{Policy, Refusal, Tenant, admit};
 use hearth_proto::{id::CapsuleId, wire::agent as wire};
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,7 +19,7 @@ const CHANGES_KEPT: usize = 1024;
 pub struct Registry {
     inner: Mutex<Inner>,
     changes: broadcast::Sender<wire::Capsule>,
-    limit: usize,
+    policy: Policy,
 }
 
 #[derive(Debug, Default)]
@@ -28,8 +29,16 @@ struct Inner {
 }
 
 impl Inner {
-    fn living(&self) -> usize {
-        self.capsules.values().filter(|handle| handle.state().is_living()).count()
+    /// What lives, or is about to, but `id`. Paused ones cost nothing; one that is being resumed does.
+    fn tenants(&self, id: CapsuleId) -> Vec<Tenant> {
+        let living = self.capsules.values().filter(|one| one.facts.id != id && one.state().is_living());
+        living
+            .map(|handle| Tenant {
+                vcpus: handle.facts.vcpus,
+                memory_mb: handle.facts.memory_mb,
+                private_mb: handle.meter.newest().private_bytes >> 20,
+            })
+            .collect()
     }
 }
 
@@ -38,34 +47,48 @@ impl Inner {
 pub enum Refused {
     /// One of this id is there already.
     Exists(Box<Handle>),
-    /// The host's limit is reached.
-    Full(usize),
+    /// The host has no room for it.
+    Full(Refusal),
 }
 
 impl Registry {
-    /// An empty registry for at most `limit` living capsules.
-    pub fn new(limit: usize) -> Self {
-        Self { inner: Mutex::default(), changes: broadcast::channel(CHANGES_KEPT).0, limit }
+    /// An empty registry, for what fits by this policy.
+    pub fn new(policy: Policy) -> Self {
+        Self { inner: Mutex::default(), changes: broadcast::channel(CHANGES_KEPT).0, policy }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether no more capsules live than may. Paused ones cost nothing and are not counted; one that is being resumed
-    /// is.
-    pub fn is_within_limit(&self) -> bool {
-        self.lock().living() <= self.limit
+    /// Whether a capsule that is registered, and is about to have a VMM again, fits beside the others.
+    pub fn fits(&self, id: CapsuleId, room: &Room) -> Result<(), Refusal> {
+        let tenants = self.lock().tenants(id);
+        self.admit(&tenants, room)
     }
 
-    /// Registers a capsule that `make` starts, unless its id is taken or the host is full.
-    pub fn insert(&self, id: CapsuleId, make: impl FnOnce() -> Handle) -> Result<Handle, Refused> {
+    fn admit(&self, tenants: &[Tenant], room: &Room) -> Result<(), Refusal> {
+        admit(&self.policy, &room.host, tenants, &room.wanted).inspect_err(|refusal| {
+            metrics::counter!("hearth_agent_refusals_total", "resource" => refusal.resource.as_str())
+                .increment(1);
+        })
+    }
+
+    /// Registers a capsule that `make` starts, unless its id is taken or it does not fit into the room; one that is on
+    /// disk needs none.
+    pub fn insert(
+        &self,
+        id: CapsuleId,
+        room: Option<&Room>,
+        make: impl FnOnce() -> Handle,
+    ) -> Result<Handle, Refused> {
         let mut inner = self.lock();
         if let Some(handle) = inner.capsules.get(&id) {
             return Err(Refused::Exists(Box::new(handle.clone())));
         }
-        if self.limit <= inner.living() {
-            return Err(Refused::Full(self.limit));
+        if let Some(room) = room {
+            // Under the lock: what two admit at once must not be the same memory.
+            self.admit(&inner.tenants(id), room).map_err(Refused::Full)?;
         }
         let handle = make();
         inner.capsules.insert(id, handle.clone());

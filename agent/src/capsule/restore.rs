@@ -4,13 +4,14 @@ use super::{
     disk,
     handle::Facts,
     ledger::{LifeRecord, Phase},
-    runner::{Life, Wish, step},
+    runner::{Life, Wish},
     source::Source,
 };
 use crate::{
     error::AgentError,
     guest::{Guest, Identity},
     snapshot::manifest::Parent,
+    steps,
     template::Templates,
     vmm::guard::Vmm,
 };
@@ -29,6 +30,7 @@ pub(crate) async fn restore(
 ) -> Result<Life, AgentError> {
     let _first = templates.parking.restoring();
     let start = Instant::now();
+    let step = |name, start| steps::step_from(name, from(source, &wish), start);
     let vmm = source.vmm(templates).await?;
     let token = Guest::new_token()?;
     let noted = |error| AgentError::NoCapacity(format!("the VMM's record: {error}"));
@@ -75,6 +77,15 @@ fn life_record(source: &Source, facts: &Facts, wish: &Wish, token: &str) -> Life
     }
 }
 
+/// What a restore is of, for the metrics of its steps.
+fn from(source: &Source, wish: &Wish) -> &'static str {
+    match source {
+        Source::Generation(_) => "generation",
+        Source::Template(_) if wish.park => "pool",
+        Source::Template(_) => "template",
+    }
+}
+
 async fn bring_up(
     vmm: &Vmm,
     guest: &Guest,
@@ -82,6 +93,8 @@ async fn bring_up(
     wish: Wish,
     start: Instant,
 ) -> Result<(), AgentError> {
+    let from = from(source, &wish);
+    let step = |name, start| steps::step_from(name, from, start);
     let load = Instant::now();
     vmm.load(&source.device()).await?;
     step("load", load);

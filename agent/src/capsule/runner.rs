@@ -1,7 +1,10 @@
 //! The task that owns one capsule: restores it, lets it run, notices its death, gives everything back.
 
 use super::{
+    activity::Activities,
     handle::{Facts, Handle, Measured, Message},
+    health::Health,
+    idle::Clock,
     ledger::Phase,
     pause::Rest,
     paused::PausedRecord,
@@ -14,8 +17,9 @@ use crate::{
     agent::Parts,
     error::AgentError,
     guest::Guest,
+    steps::step_from,
     template::{Template, build::now_ms},
-    usage,
+    usage::{self, meter::Meter},
     vmm::guard::Vmm,
 };
 use hearth_proto::id::CapsuleId;
@@ -28,12 +32,11 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time,
 };
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 /// Messages that may wait for the task.
 const QUEUE: usize = 32;
-/// How often a running guest is asked for its health, which also keeps its clock.
-const HEALTH_PERIOD: Duration = Duration::from_secs(10);
 
 /// What a restore is asked for.
 #[derive(Debug)]
@@ -56,7 +59,9 @@ pub fn start(parts: &Arc<Parts>, source: Source, template: String, wish: Wish) -
         memory_mb: size.memory_mb,
         created_at_ms: now_ms(),
     };
-    let (runner, handle) = Runner::new(parts, facts, State::Starting, wish.settings.clone());
+    let mut settings = wish.settings.clone();
+    settings.timeouts = settings.timeouts.renewed();
+    let (runner, handle) = Runner::new(parts, facts, State::Starting, settings);
     let span = tracing::info_span!("capsule", capsule.id = %wish.id);
     parts.shutdown.tasks().spawn(runner.run(source, wish).instrument(span));
     handle
@@ -94,6 +99,7 @@ pub(super) struct Runner {
     pub(super) state: watch::Sender<State>,
     pub(super) guest: watch::Sender<Option<Guest>>,
     pub(super) settings: Settings,
+    pub(super) clock: Clock,
 }
 
 /// A capsule that has a VMM.
@@ -124,9 +130,20 @@ impl Runner {
         let (messages, queue) = mpsc::channel(QUEUE);
         let (state, state_watch) = watch::channel(state);
         let (guest, guest_watch) = watch::channel(None);
-        let (facts, disk, wakes) = (Arc::new(facts), Arc::default(), Arc::default());
-        let handle = Handle { facts, disk, messages, state: state_watch, guest: guest_watch, wakes };
-        (Self { parts: parts.clone(), handle: handle.clone(), queue, state, guest, settings }, handle)
+        let handle = Handle {
+            meter: Arc::new(Meter::new(parts.usage.read(facts.id))),
+            facts: Arc::new(facts),
+            disk: Arc::default(),
+            messages,
+            state: state_watch,
+            guest: guest_watch,
+            wakes: Arc::default(),
+            activities: Activities::default(),
+            unresponsive: Arc::default(),
+            doomed: CancellationToken::new(),
+        };
+        let (parts, clock) = (parts.clone(), Clock::start());
+        (Self { parts, handle: handle.clone(), queue, state, guest, settings, clock }, handle)
     }
 
     async fn run(mut self, source: Source, wish: Wish) {
@@ -150,12 +167,19 @@ impl Runner {
         loop {
             turn = match turn {
                 Turn::Lives(life) => {
+                    self.handle.meter.begin(life.vmm.probe());
+                    self.begin_clock();
                     let next = self.live(&life).await;
                     self.note(&life.vmm, &next).await;
+                    self.set_unresponsive(false);
                     if let Turn::Paused(_) = next {
                         // Streams of this life end, with the reason.
                         self.guest.send_replace(None);
+                    } else {
+                        self.settings.timeouts = self.timeouts_kept();
                     }
+                    let on_disk = if let Turn::Paused(rest) = &next { rest.bytes() } else { 0 };
+                    self.handle.meter.end(now_ms(), on_disk);
                     match next {
                         Turn::Ended(End::Left(_)) => life.vmm.let_go(),
                         Turn::Lives(_) | Turn::Paused(_) | Turn::Ended(_) => drop(life),
@@ -188,6 +212,11 @@ impl Runner {
                     let _ = reply.send(());
                 }
             }
+        }
+        if self.state.borrow().is_end() {
+            self.parts.usage.remove(self.handle.facts.id);
+        } else {
+            self.parts.usage.write(self.handle.facts.id, &self.handle.meter.history());
         }
         self.guest.send_replace(None);
         self.queue.close();
@@ -242,14 +271,16 @@ impl Runner {
     /// Serves requests until this life of the capsule ends.
     async fn live(&mut self, life: &Life) -> Turn {
         let Life { vmm, guest, .. } = life;
-        let mut health = time::interval_at(time::Instant::now() + HEALTH_PERIOD, HEALTH_PERIOD);
-        health.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut health = Health::new();
         loop {
+            let due = self.due();
+            let is_running = *self.state.borrow() == State::Running;
             tokio::select! {
                 // A death is noticed before more is asked of the dead.
                 biased;
                 _ = vmm.process.exited() => {
-                    return Turn::Ended(End::Died(ended("the VMM", vmm.process.reap(), &vmm.log())));
+                    let who = if vmm.ran_out_of_memory() { "the VMM, out of memory," } else { "the VMM" };
+                    return Turn::Ended(End::Died(ended(who, vmm.process.reap(), &vmm.log())));
                 }
                 _ = pager_exited(vmm) => {
                     let how = vmm.pager.as_ref().and_then(|pager| pager.reap());
@@ -261,13 +292,12 @@ impl Runner {
                         return turn;
                     }
                 }
-                _ = health.tick() => {
-                    if *self.state.borrow() == State::Running
-                        && let Err(error) = guest.health().await
-                    {
-                        tracing::warn!(%error, "the guest does not answer");
+                () = due => {
+                    if let Some(turn) = self.expire(life).await {
+                        return turn;
                     }
                 }
+                answer = health.answer(guest, is_running) => self.heard(life, &mut health, answer).await,
             }
         }
     }
@@ -317,6 +347,11 @@ impl Runner {
                 let _ = reply.send(measure(&life.vmm));
                 None
             }
+            Message::SetTimeouts(change, reply) => {
+                // The caller may have gone.
+                let _ = reply.send(self.set_timeouts(change));
+                None
+            }
         }
     }
 
@@ -326,26 +361,14 @@ impl Runner {
         let Decision::Move(next) = decision else { return Ok(()) };
         let start = Instant::now();
         vmm.resume().await?;
-        step("claim", start);
+        step_from("claim", "pool", start);
+        self.begin_clock();
         self.enter(next);
         Ok(())
     }
 
-    /// Logs and counts what the capsule's pager did.
+    /// Logs the last words of a capsule that died.
     async fn note(&self, vmm: &Vmm, turn: &Turn) {
-        if let Ok(stats) = vmm.pager_stats() {
-            use crate::memory::stats::Counter;
-            for (name, counter) in [
-                ("hearth_agent_faults_total", Counter::Faults),
-                ("hearth_agent_filled_pages_total", Counter::FilledPages),
-                ("hearth_agent_zero_pages_total", Counter::ZeroPages),
-                ("hearth_agent_copied_pages_total", Counter::CopiedPages),
-            ] {
-                metrics::counter!(name).increment(stats.get(counter));
-            }
-            metrics::counter!("hearth_agent_fault_serve_microseconds_total")
-                .increment(stats.get(Counter::ServeMicros));
-        }
         if let Turn::Ended(End::Died(_)) = turn
             && let Ok(console) = time::timeout(Duration::from_secs(1), vmm.console()).await
         {
@@ -393,6 +416,9 @@ fn refuse(state: &State, message: Message) {
         Message::Measure(reply) => {
             let _ = reply.send(Measured::default());
         }
+        Message::SetTimeouts(_, reply) => {
+            let _ = reply.send(denied(state));
+        }
     }
 }
 
@@ -414,9 +440,4 @@ fn measure(vmm: &Vmm) -> Measured {
         private_kb += usage::private_dirty_kb(pager.pid()).unwrap_or(0);
     }
     Measured { private_kb, pager: vmm.pager_stats().unwrap_or_default() }
-}
-
-/// Records how long a step took.
-pub fn step(name: &'static str, start: Instant) {
-    metrics::histogram!("hearth_agent_step_seconds", "step" => name).record(start.elapsed().as_secs_f64());
 }

@@ -1,5 +1,6 @@
 //! What a capsule was asked to be. It keeps this for life: over pauses, copies, and agents.
 
+use super::timeouts::Timeouts;
 use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, fmt};
 
@@ -12,6 +13,9 @@ pub struct Settings {
     /// Least size of its disk in MiB; 0: as what it is restored from.
     #[serde(default)]
     pub disk_mb: u64,
+    /// When it pauses or ends by itself.
+    #[serde(default)]
+    pub timeouts: Timeouts,
 }
 
 impl fmt::Debug for Settings {

@@ -1,13 +1,17 @@
 //! The calls of agent.proto.
 
+use super::usage::timeouts;
 use crate::{
     agent::Parts,
     capsule::{
+        activity::Activity,
         handle::Handle,
         registry::Refused,
+        room::Room,
         runner::{self, Wish},
         settings::Settings,
         source::Source,
+        timeouts::Timeouts,
     },
     disk::size::check_growth,
     error::AgentError,
@@ -61,22 +65,20 @@ impl AgentService {
             check_growth(source.disk_mb(), request.disk_mb)
                 .map_err(|reason| AgentError::Invalid { field: "disk_mb", reason })?;
         }
-        let settings = Settings { env: request.env, disk_mb: request.disk_mb };
+        let timeouts = timeouts(request.idle_timeout_ms, request.timeout_ms, request.timeout_action)?;
+        let settings = Settings { env: request.env, disk_mb: request.disk_mb, timeouts };
         let wish = Wish { id, park: request.park, settings };
+        let room = Room::look(&self.parts, &source)?;
         let template = request.template;
-        if self.parts.registry.get(id).is_none() {
-            self.parts.reserve.check()?;
-        }
-        let made = self.parts.registry.insert(id, || runner::start(&self.parts, source, template, wish));
+        let start = || runner::start(&self.parts, source, template, wish);
+        let made = self.parts.registry.insert(id, Some(&room), start);
         match made {
             Ok(handle) => {
                 self.parts.registry.changed(&handle);
                 Ok(handle)
             }
             Err(Refused::Exists(handle)) => Ok(*handle),
-            Err(Refused::Full(limit)) => {
-                Err(AgentError::NoCapacity(format!("its limit of {limit} capsules is reached")))
-            }
+            Err(Refused::Full(refusal)) => Err(refusal.into()),
         }
     }
 
@@ -187,10 +189,14 @@ impl Agent for AgentService {
             .into());
         }
         let handle = self.capsule(&request.capsule_id)?;
+        let wanted = timeouts(request.idle_timeout_ms, request.timeout_ms, request.timeout_action)?;
         if request.disk_mb != 0 {
             // Before it is claimed: a refused call changes nothing.
             check_growth(handle.disk_mb(), request.disk_mb)
                 .map_err(|reason| AgentError::Invalid { field: "disk_mb", reason })?;
+        }
+        if wanted != Timeouts::default() {
+            handle.set_timeouts(move |_| wanted).await?;
         }
         let guest = handle.claim().await?;
         if request.disk_mb != 0 {
@@ -313,9 +319,10 @@ impl Agent for AgentService {
         let call = request.into_inner();
         let handle = self.capsule(&call.capsule_id)?;
         let request = call.request.ok_or_else(|| Status::invalid_argument("request: missing"))?;
+        let activity = handle.activity();
         let guest = handle.guest().await?;
         let events = guest.exec(request).await.map_err(AgentError::from)?;
-        Ok(Response::new(until_end(&handle, events)))
+        Ok(Response::new(until_end(&handle, activity, events)))
     }
 
     type ExecuteStream = Replies<wire::ExecuteEvent>;
@@ -328,16 +335,31 @@ impl Agent for AgentService {
         let call = request.into_inner();
         let handle = self.capsule(&call.capsule_id)?;
         let request = call.request.ok_or_else(|| Status::invalid_argument("request: missing"))?;
+        let activity = handle.activity();
         let guest = handle.guest().await?;
         let resume_us = start.elapsed().as_micros() as u64;
         let events = guest.execute(request).await.map_err(AgentError::from)?;
         let timings = wire::ExecuteEvent {
             event: Some(wire::execute_event::Event::Timings(wire::ExecuteTimings { resume_us })),
         };
-        let events = until_end(&handle, events).map(|event| {
+        let events = until_end(&handle, activity, events).map(|event| {
             event.map(|run| wire::ExecuteEvent { event: Some(wire::execute_event::Event::Run(run)) })
         });
         Ok(Response::new(Box::pin(stream::once(async { Ok(timings) }).chain(events))))
+    }
+
+    async fn get_usage(
+        &self,
+        request: Request<wire::GetUsageRequest>,
+    ) -> Result<Response<wire::UsageReply>, Status> {
+        Ok(Response::new(self.usage_of(&request.into_inner())?))
+    }
+
+    async fn set_timeouts(
+        &self,
+        request: Request<wire::SetTimeoutsRequest>,
+    ) -> Result<Response<wire::SetTimeoutsReply>, Status> {
+        Ok(Response::new(self.change_timeouts(request.into_inner()).await?))
     }
 
     async fn evict_image(
@@ -354,8 +376,12 @@ impl Agent for AgentService {
 }
 
 /// The guest's events until they end, or until the capsule's life does: the stream of one that died, was paused or
-/// rolled back says so at once.
-fn until_end<T: Send + 'static>(handle: &Handle, events: tonic::Streaming<T>) -> Replies<T> {
+/// rolled back says so at once. The capsule is in use as long as the stream is there.
+fn until_end<T: Send + 'static>(
+    handle: &Handle,
+    activity: Activity,
+    events: tonic::Streaming<T>,
+) -> Replies<T> {
     let mut guest = handle.watch_guest();
     guest.mark_unchanged();
     let handle = handle.clone();
@@ -370,8 +396,8 @@ fn until_end<T: Send + 'static>(handle: &Handle, events: tonic::Streaming<T>) ->
     // The death of the capsule also breaks the guest's stream; whichever is seen first, the stream ends with one error.
     let ended = stream::once(async move { Err(ended.await) });
     Box::pin(stream::unfold(
-        (Box::pin(events), Box::pin(ended), false),
-        |(mut events, mut ended, done)| async move {
+        (Box::pin(events), Box::pin(ended), activity, false),
+        |(mut events, mut ended, activity, done)| async move {
             if done {
                 return None;
             }
@@ -380,9 +406,9 @@ fn until_end<T: Send + 'static>(handle: &Handle, events: tonic::Streaming<T>) ->
                 biased;
                 event = events.next() => event.map(|event| {
                     let failed = event.is_err();
-                    (event, (events, ended, failed))
+                    (event, (events, ended, activity, failed))
                 }),
-                end = ended.next() => end.map(|end| (end, (events, ended, true))),
+                end = ended.next() => end.map(|end| (end, (events, ended, activity, true))),
             }
         },
     ))

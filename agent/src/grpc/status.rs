@@ -24,7 +24,7 @@ impl From<AgentError> for Status {
             AgentError::CapsuleNotFound
             | AgentError::TemplateNotFound(_)
             | AgentError::Generation(GenerationError::NotFound(_)) => Code::NotFound,
-            AgentError::Denied(_) => Code::FailedPrecondition,
+            AgentError::Denied(_) | AgentError::Unresponsive => Code::FailedPrecondition,
             // Damaged, or made where it cannot be restored: nothing that a repetition changes.
             AgentError::Generation(_) => Code::DataLoss,
             AgentError::Exists(_) => Code::AlreadyExists,

@@ -196,6 +196,21 @@ impl Images {
         Ok(image)
     }
 
+    /// Whether a snapshot has an image.
+    pub fn has(&self, key: &str) -> bool {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).by_key.contains_key(key)
+    }
+
+    /// Forgets images that nobody maps, until so many bytes are free or there are no more.
+    pub fn drop_unused(&self, bytes: u64) {
+        let mut state = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.usage().is_ok_and(|(used, all)| all.saturating_sub(used) < bytes) {
+            let unused = state.by_key.iter().find(|(_, image)| Arc::strong_count(image) == 1);
+            let Some(key) = unused.map(|(key, _)| key.clone()) else { return };
+            state.by_key.remove(&key);
+        }
+    }
+
     /// Forgets the current image of a snapshot; capsules that map it keep it. Returns what it held.
     pub fn evict(&self, key: &str) -> u64 {
         let mut state = self.current.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,15 +1,13 @@
 //! At start (and at `hearth down`): end what an earlier agent left, but for what is adopted.
 //!
-//! Two ways to find it, because a crash can come between any two steps: the record in each VMM's folder, and the mark
-//! that every VMM and pager of this data folder has on its command line.
+//! Three ways to find it, because a crash can come between any two steps: the record in each VMM's folder, the mark that
+//! every VMM and pager of this data folder has on its command line, and the data folder's control groups.
 
 use crate::{
     capsule::ledger::{self, Phase},
+    cgroup,
     config::Layout,
-    vmm::{
-        firecracker::cgroup,
-        process::{Process, start_ticks},
-    },
+    vmm::process::{Process, start_ticks},
 };
 use std::{
     collections::HashSet,
@@ -59,7 +57,8 @@ pub async fn sweep(layout: &Layout, spared: &Spared) -> io::Result<Swept> {
         swept.capsules += usize::from(record.life.is_some_and(|life| is_lost(life.phase)));
     }
     let marked = marked(&layout.mark(), &vmms)?;
-    doomed.extend(marked.into_iter().filter(|pid| !spared.pids.contains(pid)).map(|pid| (pid, None)));
+    let loose = marked.into_iter().chain(cgroup::members(&layout.mark()));
+    doomed.extend(loose.filter(|pid| !spared.pids.contains(pid)).map(|pid| (pid, None)));
     for (pid, started) in doomed {
         if end(pid, started).await? {
             swept.processes += 1;

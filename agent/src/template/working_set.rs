@@ -174,7 +174,8 @@ pub async fn ensure(
     template: &Arc<Template>,
     progress: &watch::Sender<Progress>,
 ) -> Result<(), RecordError> {
-    if template.working_set.path.exists() {
+    if let Ok(recorded) = std::fs::metadata(&template.working_set.path) {
+        size(template, recorded.len());
         return Ok(());
     }
     progress.send_replace(Progress::Line("watching which memory restored capsules touch".to_owned()));
@@ -209,11 +210,19 @@ async fn record(
     let (memory, path) = (template.snapshot.path(name::MEMORY), template.working_set.path.clone());
     spawn_blocking(move || {
         let layer = Layer::open(File::open(memory).map_err(WorkingSetError::Io)?)?;
-        working_set::write(&layer, &set, &path)
+        working_set::write(&layer, &set, &path)?;
+        Ok::<_, WorkingSetError>(std::fs::metadata(path)?.len())
     })
-    .await??;
+    .await?
+    .map(|stored| size(template, stored))?;
     metrics::counter!("hearth_agent_working_sets_recorded_total").increment(1);
     Ok(true)
+}
+
+/// Says how large a template's working set is, as it is stored: compressed.
+fn size(template: &Template, bytes: u64) {
+    let name = template.snapshot.manifest.template.clone();
+    metrics::gauge!("hearth_agent_working_set_bytes", "template" => name).set(bytes as f64);
 }
 
 /// Restores one capsule into an empty image, as for the pool; returns the chunks that this filled.

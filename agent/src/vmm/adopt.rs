@@ -50,8 +50,10 @@ impl Launcher {
         let mut uid = self.uids.claim(record.uid).ok_or_else(|| {
             host("its user id")(io::Error::other(format!("{} is another VMM's by now", record.uid)))
         })?;
-        if let (Some(parent), Some(name)) = (&self.cgroups, folder.file_name()) {
-            uid.hold(parent.of(&format!("{}{}", self.layout.mark(), name.to_string_lossy())));
+        let name = folder.file_name().map(|name| format!("{}{}", self.layout.mark(), name.to_string_lossy()));
+        let group = self.groups.as_ref().zip(name).and_then(|(groups, name)| groups.find(&name));
+        if let Some(group) = group {
+            uid.hold(group);
         }
         let mut processes = processes.into_iter();
         let process = processes.next().ok_or_else(|| host("its process")(io::ErrorKind::NotFound.into()))?;

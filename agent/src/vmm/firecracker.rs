@@ -5,7 +5,6 @@
 
 pub mod api;
 pub mod capture;
-pub mod cgroup;
 pub mod jail;
 pub mod launch;
 pub mod machine;

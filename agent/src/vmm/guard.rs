@@ -11,6 +11,7 @@ use crate::{
     memory::{image::Image, stats::Stats},
     network::netns::Netns,
     reaper::{Reaper, Remains},
+    usage::probe::Probe,
 };
 use hearth_proto::id::CapsuleId;
 use std::{
@@ -109,6 +110,17 @@ impl Vmm {
     /// The end of a build's console; empty for a restored VMM, whose console is asked over QMP.
     pub fn console_log(&self) -> String {
         end_of(&self.folder.join("console.log"))
+    }
+
+    /// Whether the kernel ended it because it took more memory than it may.
+    pub fn ran_out_of_memory(&self) -> bool {
+        self.uid.as_ref().and_then(UidLease::group).is_some_and(crate::cgroup::Group::ran_out_of_memory)
+    }
+
+    /// Where its use of the host is read.
+    pub fn probe(&self) -> Probe {
+        let processes = std::iter::once(&self.process).chain(&self.pager).map(|process| &**process);
+        Probe::new(processes, self.upper(), self.folder.join("pager.stats"))
     }
 
     /// Whether VMM and pager are alive, without waiting.

@@ -2,18 +2,19 @@
 
 use super::{
     control::{Control, VmmError},
-    firecracker::{self, cgroup::Parent},
+    firecracker,
     folder::{Folder, end_of, log_end, log_file},
     guard::Vmm,
     jail::{Bind, Jail},
     machine::{BootFiles, Size},
-    process::{Process, Program},
+    process::{Process, Program, oom_score},
     qemu::{self, Purpose, fd, path},
     qmp::Qmp,
     uid::{UidLease, Uids},
 };
 use crate::{
     capsule::ledger::{self, ProcessRecord, Record},
+    cgroup::Groups,
     config::Layout,
     engine::{Engine, Kind},
     memory::{
@@ -90,8 +91,8 @@ pub struct Launcher {
     pub layout: Layout,
     /// Takes over what is left of VMMs.
     pub reaper: Reaper,
-    /// Where Firecrackers' control groups are made; none where the host has no cgroup v2 to divide.
-    pub(super) cgroups: Option<Parent>,
+    /// Where VMMs' control groups are made; none where the host has none to divide.
+    pub(super) groups: Option<Groups>,
     /// Whether Firecrackers' differential snapshots can be read here.
     pub(super) tells_holes: bool,
     preload: PathBuf,
@@ -137,10 +138,7 @@ impl Launcher {
             .map_err(host("/dev/userfaultfd (Linux 6.1 or newer)"))?;
         let boot_id = ledger::boot_id().map_err(host("the host's boot id"))?;
         let next = first_number(&layout.vmms()).map_err(host("the VMMs' folder"))?;
-        let cgroups = match engine.kind {
-            Kind::Qemu => None,
-            Kind::Firecracker { .. } => Parent::open_or_warn(&layout.mark()),
-        };
+        let groups = Groups::open_or_warn(&layout.mark());
         let tells_holes = matches!(engine.kind, Kind::Firecracker { .. })
             && dumped::tells_holes(&layout.vmms()).map_err(host("trying a sparse file"))?;
         let uids = Arc::new(Uids::new(uids.0, uids.1));
@@ -148,7 +146,7 @@ impl Launcher {
             engine,
             layout,
             reaper,
-            cgroups,
+            groups,
             tells_holes,
             preload,
             helper,
@@ -255,10 +253,13 @@ impl Launcher {
             reaper: &self.reaper,
             remains: Some(Remains { processes, folder, uid: Some(uid), image }),
         };
-        let control = match connect.await {
+        // Side by side: with cgroup v1 the one takes as long as the other, and no guest runs before both are done.
+        let (control, entered) = tokio::join!(connect, remains.enter_group());
+        let control = match control {
             Ok(control) => control,
             Err(source) => return Err(silent(source, &remains, &path).await),
         };
+        entered.map_err(host("the VMM's control group"))?;
         tracing::debug!(vmm = %path.display(), "vmm started");
         let Some(Remains { processes, folder, uid, image }) = remains.remains.take() else {
             return Err(host("starting a VMM")(io::Error::other("its remains are gone")));
@@ -284,11 +285,12 @@ impl Launcher {
     fn spawn(
         &self,
         start: Start,
-        uid: UidLease,
+        mut uid: UidLease,
         rootfs: &Path,
         upper: &Path,
     ) -> Result<Spawned, LaunchError> {
         let (vmm_name, folder) = self.folder()?;
+        self.bound(&vmm_name, start.size, &mut uid)?;
         let disk = folder.upper(upper, uid.id())?;
         let (netns, tap) = Netns::create()?;
         let listener = UnixListener::bind(folder.0.join("qmp.sock")).map_err(host("the control socket"))?;
@@ -333,6 +335,7 @@ impl Launcher {
             fds,
             surroundings: None,
             jail: Some(jail),
+            oom_score: oom_score::VMM,
         };
         match Process::spawn(program) {
             Ok(vmm) => processes.insert(0, Arc::new(vmm)),
@@ -350,6 +353,14 @@ impl Launcher {
         let name = format!("{}{}-{number}", self.layout.mark(), std::process::id());
         let folder = Folder::create(self.layout.vmms().join(format!("{}-{number}", std::process::id())))?;
         Ok((name, folder))
+    }
+
+    /// Makes a VMM's control group, which goes with its user id.
+    pub(super) fn bound(&self, vmm: &str, size: Size, uid: &mut UidLease) -> Result<(), LaunchError> {
+        if let Some(groups) = &self.groups {
+            uid.hold(groups.make(vmm, size).map_err(host("the VMM's control group"))?);
+        }
+        Ok(())
     }
 
     /// Notes on disk what was started.
@@ -406,6 +417,7 @@ impl Launcher {
             fds,
             surroundings: None,
             jail: None,
+            oom_score: oom_score::PAGER,
         };
         Process::spawn(program).map(Arc::new).map_err(host("starting the pager"))
     }
@@ -452,6 +464,16 @@ pub(super) struct Spawned {
 struct Undo<'a> {
     reaper: &'a Reaper,
     remains: Option<Remains>,
+}
+
+impl Undo<'_> {
+    /// Moves the VMM into its control group. On a thread of its own: it blocks.
+    async fn enter_group(&self) -> io::Result<()> {
+        let Some(Remains { processes, uid: Some(uid), .. }) = &self.remains else { return Ok(()) };
+        let (Some(process), Some(group)) = (processes.first(), uid.group()) else { return Ok(()) };
+        let (pid, entry) = (process.pid(), group.entry());
+        tokio::task::spawn_blocking(move || entry.enter(pid)).await.map_err(io::Error::other)?
+    }
 }
 
 impl Drop for Undo<'_> {

@@ -22,6 +22,16 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 /// Inherited descriptors are moved out of the way of their targets first.
 const FD_ASIDE: RawFd = 64;
+/// Who the kernel ends first when the host's memory is used up (proc_pid_oom_score_adj(5)): the higher, the sooner.
+pub mod oom_score {
+    /// A VMM: one capsule is lost, and with it the most memory.
+    pub const VMM: i16 = 500;
+    /// A pager, whose end costs a capsule too but frees little.
+    pub const PAGER: i16 = 400;
+    /// The agent, without which nothing goes on.
+    pub const AGENT: i16 = -500;
+}
+
 /// Open files that a VMM or pager may have.
 const OPEN_FILES_MAX: u64 = 1024;
 
@@ -46,6 +56,8 @@ pub struct Program {
     pub surroundings: Option<Surroundings>,
     /// Where it is confined.
     pub jail: Option<Jail>,
+    /// One of [`oom_score`].
+    pub oom_score: i16,
 }
 
 /// Namespaces for a program that confines itself.
@@ -91,11 +103,12 @@ impl AsFd for Process {
 impl Process {
     /// Starts a program. Blocks for the time of a fork; call it where that is allowed, inside a tokio runtime.
     pub fn spawn(program: Program) -> io::Result<Self> {
-        let Program { path, args, env, stdin, log, output, fds, surroundings, jail } = program;
+        let Program { path, args, env, stdin, log, output, fds, surroundings, jail, oom_score } = program;
         let mut command = Command::new(path);
         command.args(args).env_clear().envs(env);
         command.stdin(stdin.map_or_else(Stdio::null, Stdio::from));
         command.stderr(log.try_clone()?).stdout(output.unwrap_or(log));
+        let oom_score = oom_score.to_string();
         let jail = jail.map(Jail::prepare).transpose()?;
         let surroundings = surroundings.map(Surroundings::prepare).transpose()?;
         // SAFETY: the closure runs in the forked child of a process with threads: it makes system calls on memory that
@@ -103,6 +116,7 @@ impl Process {
         unsafe {
             command.pre_exec(move || {
                 detach()?;
+                sacrifice(oom_score.as_bytes())?;
                 if let Some((network, mounts)) = &surroundings {
                     surround(network, mounts)?;
                 }
@@ -215,6 +229,18 @@ fn detach() -> io::Result<()> {
         check(libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
         let files = libc::rlimit { rlim_cur: OPEN_FILES_MAX, rlim_max: OPEN_FILES_MAX };
         check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files))
+    }
+}
+
+/// Sets the calling process's place in the order in which the kernel ends processes for their memory.
+fn sacrifice(score: &[u8]) -> io::Result<()> {
+    // SAFETY: plain system calls on a C string and live bytes.
+    unsafe {
+        let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        check(file)?;
+        let written = libc::write(file, score.as_ptr().cast(), score.len());
+        check(written as libc::c_int)?;
+        check(libc::close(file))
     }
 }
 

@@ -1,6 +1,6 @@
 //! User ids of VMMs, each used by one at a time.
 
-use super::firecracker::cgroup::Cgroup;
+use crate::cgroup::Group;
 use std::{
     collections::BTreeSet,
     ops::Range,
@@ -23,7 +23,7 @@ pub struct Uids {
 pub struct UidLease {
     uid: u32,
     uids: Arc<Uids>,
-    cgroup: Option<Cgroup>,
+    group: Option<Group>,
 }
 
 impl Uids {
@@ -38,13 +38,13 @@ impl Uids {
     pub fn claim(self: &Arc<Self>, uid: u32) -> Option<UidLease> {
         let was_free = self.free.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
         let is_ours = self.range.contains(&uid);
-        (was_free || !is_ours).then(|| UidLease { uid, uids: self.clone(), cgroup: None })
+        (was_free || !is_ours).then(|| UidLease { uid, uids: self.clone(), group: None })
     }
 
     /// A free user id; none when all are taken.
     pub fn lease(self: &Arc<Self>) -> Option<UidLease> {
         let uid = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop_first()?;
-        Some(UidLease { uid, uids: self.clone(), cgroup: None })
+        Some(UidLease { uid, uids: self.clone(), group: None })
     }
 }
 
@@ -55,14 +55,19 @@ impl UidLease {
     }
 
     /// Lets go of a control group together with the user id: both are given back when the processes are gone.
-    pub fn hold(&mut self, cgroup: Cgroup) {
-        self.cgroup = Some(cgroup);
+    pub fn hold(&mut self, group: Group) {
+        self.group = Some(group);
+    }
+
+    /// The control group that it holds.
+    pub fn group(&self) -> Option<&Group> {
+        self.group.as_ref()
     }
 }
 
 impl Drop for UidLease {
     fn drop(&mut self) {
-        drop(self.cgroup.take());
+        drop(self.group.take());
         if self.uids.range.contains(&self.uid) {
             self.uids.free.lock().unwrap_or_else(PoisonError::into_inner).insert(self.uid);
         }

@@ -6,6 +6,9 @@
 mod damage;
 mod disk;
 mod fork;
+mod hostile;
+mod idle;
+mod limits;
 mod pause;
 mod sequences;
 mod sizes;

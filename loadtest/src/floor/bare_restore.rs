@@ -129,6 +129,7 @@ impl Machine {
             fds: vec![(OwnedFd::from(listener), fd::QMP), (tap, fd::TAP)],
             surroundings: None,
             jail: None,
+            oom_score: 0,
         };
         let state = File::open(self.snapshot.path(name::DEVICE))?;
         let start = Instant::now();

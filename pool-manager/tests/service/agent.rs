@@ -337,6 +337,20 @@ impl Agent for Scripted {
         Err(Status::unimplemented("not pool-manager's call"))
     }
 
+    async fn get_usage(
+        &self,
+        _: Request<agent::GetUsageRequest>,
+    ) -> Result<Response<agent::UsageReply>, Status> {
+        Err(Status::unimplemented("not pool-manager's call"))
+    }
+
+    async fn set_timeouts(
+        &self,
+        _: Request<agent::SetTimeoutsRequest>,
+    ) -> Result<Response<agent::SetTimeoutsReply>, Status> {
+        Err(Status::unimplemented("not pool-manager's call"))
+    }
+
     async fn evict_image(
         &self,
         _: Request<agent::EvictImageRequest>,

@@ -85,7 +85,7 @@ impl Jail {
 
     /// The jailer's arguments, and the mounts that it must find. It is started in the network namespace: the unnamed
     /// one of a capsule has no path for `--netns`.
-    pub fn arguments(self, program: &Path, uid: u32, limits: Vec<String>) -> (Vec<OsString>, Vec<Mount>) {
+    pub fn arguments(self, program: &Path, uid: u32) -> (Vec<OsString>, Vec<Mount>) {
         let user = uid.to_string();
         let files = format!("no-file={OPEN_FILES_MAX}");
         let socket = format!("/{}", api::SOCKET);
@@ -93,7 +93,6 @@ impl Jail {
             vec!["--id".into(), self.id.into(), "--exec-file".into(), program.into()];
         args.extend(["--uid", &user, "--gid", &user, "--chroot-base-dir"].map(OsString::from));
         args.push(self.base.into());
-        args.extend(limits.into_iter().map(OsString::from));
         args.extend(["--resource-limit", &files].map(OsString::from));
         args.extend(["--", "--api-sock", &socket].map(OsString::from));
         (args, self.mounts)
@@ -124,7 +123,7 @@ mod tests {
         let root = jail.root.clone();
         assert_eq!(root, folder.path().join("firecracker/id/root"));
         assert_eq!(Jail::find(folder.path()).unwrap().0, root, "a later agent finds it");
-        let (args, mounts) = jail.arguments(Path::new("/x/firecracker"), 7, Vec::new());
+        let (args, mounts) = jail.arguments(Path::new("/x/firecracker"), 7);
         assert_eq!(mounts, [Mount { source: far.path().to_owned(), target: root.join("memory") }]);
         assert_eq!(args[..2], ["--id", "id"], "the sweep finds it by its id");
     }

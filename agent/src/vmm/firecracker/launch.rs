@@ -19,7 +19,7 @@ use crate::{
         guard::Vmm,
         launch::{Difference, LaunchError, Launcher, Pages, Spawned, Started, host},
         machine::{BootFiles, Size},
-        process::{Process, Program, Surroundings},
+        process::{Process, Program, Surroundings, oom_score},
         uid::UidLease,
     },
 };
@@ -158,9 +158,8 @@ fn spawn(
     };
     let (api, root) = (Api::new(jail.root_fd.clone()), jail.root.clone());
     let network = netns.descriptor().map_err(host("the network namespace"))?;
-    let limits = launcher.cgroups.as_ref().map(|parent| parent.child(&id, start.size));
-    let (cgroup, limits) = limits.map_or((None, Vec::new()), |(cgroup, args)| (Some(cgroup), args));
-    let (args, mounts) = jail.arguments(program, uid.id(), limits);
+    launcher.bound(&id, start.size, &mut uid)?;
+    let (args, mounts) = jail.arguments(program, uid.id());
     let program = Program {
         path: start.jailer,
         args,
@@ -175,10 +174,8 @@ fn spawn(
         fds: Vec::new(),
         surroundings: Some(Surroundings { network, mounts }),
         jail: None,
+        oom_score: oom_score::VMM,
     };
-    if let Some(cgroup) = cgroup {
-        uid.hold(cgroup);
-    }
     let process = Arc::new(Process::spawn(program).map_err(host("starting the jailer"))?);
     let mut started = Started { folder, processes: vec![process.clone()], netns, uid, image: None };
     if let (Some(pages), Some(listener)) = (start.pager, listener) {
