@@ -11,6 +11,7 @@ use crate::{
     engine::{Accelerator, Engine, EngineError, TCG_WARNING},
     grpc::service::AgentService,
     memory::image::{ImageError, Images},
+    network::dns,
     reaper::{
         Reaper,
         sweep::{Swept, sweep},
@@ -127,14 +128,23 @@ impl Agent {
         let slots = config.max_capsules + config.parked * 4 + 4;
         let reaper = Reaper::start(slots);
         let host_facts = host_facts(&engine, &layout)?;
+        let network = config
+            .network
+            .start(&layout.router(), &layout.mark(), HashSet::new())
+            .map_err(LaunchError::Network)?;
+        let shutdown = Shutdown::new();
+        if let Ok(router) = network.router() {
+            dns::start(router, config.network.resolvers(), shutdown.tasks(), shutdown.token())
+                .map_err(LaunchError::Network)?;
+        }
         let launcher = Arc::new(Launcher::new(
             engine,
             layout.clone(),
             reaper.clone(),
             helper,
             (config.uid_base, slots),
+            network,
         )?);
-        let shutdown = Shutdown::new();
         let parking = Parking::start(launcher.clone(), images.clone(), config.parked, &shutdown);
         let registry = Arc::new(Registry::new(config.max_capsules));
         let tasks = shutdown.tasks().clone();
@@ -183,6 +193,7 @@ impl Agent {
         if tokio::time::timeout(GRACE, self.reaper.drain()).await.is_err() {
             tracing::error!("VMMs are left for the next start's sweep");
         }
+        self.parts.templates.launcher.slots.close();
         drop(self.parts);
         if let Err(error) = clean(&self.layout).await {
             tracing::error!(%error, "the agent's folder could not be cleaned");

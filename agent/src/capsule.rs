@@ -16,6 +16,7 @@ pub mod capture;
 pub mod fork;
 pub mod handle;
 pub mod ledger;
+pub mod network;
 pub mod parking;
 pub mod pause;
 pub mod paused;

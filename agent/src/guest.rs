@@ -2,6 +2,7 @@
 //! control path and no other process of the host can reach it.
 
 use crate::{network::netns::Netns, vmm::machine::GuestNetwork};
+use futures::Stream;
 use hearth_proto::{
     metadata,
     wire::{
@@ -9,10 +10,12 @@ use hearth_proto::{
             ActivateReply, ActivateRequest, HealthReply, HealthRequest, PrepareRequest,
             envd_client::EnvdClient,
         },
+        port::PortBytes,
         process::{ExecEvent, ExecRequest},
         run::{RunEvent, RunRequest, RunStatus, run_event},
     },
 };
+
 use hyper_util::rt::TokioIo;
 use std::{
     io,
@@ -21,7 +24,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::{net::TcpSocket, time::timeout};
+use tokio::{net::TcpSocket, sync::Semaphore, time::timeout};
 use tonic::{
     Code, Request, Status, Streaming,
     metadata::{Ascii, MetadataValue},
@@ -44,6 +47,10 @@ const DIAL_ATTEMPTS: usize = 8;
 /// A message of ours: outputs come in chunks, results and artifacts are at most some MiB each.
 const MESSAGE_BYTES_MAX: usize = 48 << 20;
 const WINDOW_BYTES: u32 = 4 << 20;
+/// Connections to ports of one capsule at the same time.
+pub const PORTS_MAX: u32 = 64;
+/// They share a connection of their own, so that nobody waits for one that is not read: what one may hold, times all.
+const PORT_WINDOW_BYTES: u32 = 256 << 10;
 
 /// Why a guest did not do as told.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +94,9 @@ pub struct Identity {
 #[derive(Debug, Clone)]
 pub struct Guest {
     client: EnvdClient<InterceptedService<Channel, Credentials>>,
+    ports: EnvdClient<InterceptedService<Channel, Credentials>>,
+    /// Connections to ports that may still be made.
+    pub(crate) port_places: Arc<Semaphore>,
     credentials: Credentials,
 }
 
@@ -158,15 +168,22 @@ async fn dial_once(netns: Arc<Netns>) -> io::Result<tokio::net::TcpStream> {
 impl Guest {
     /// A client of the guest in `netns`. Dials at the first call.
     pub fn new(netns: Arc<Netns>) -> Self {
-        let channel = Endpoint::from_static("http://envd.hearth")
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(WINDOW_BYTES)
-            .connect_with_connector_lazy(service_fn(move |_: Uri| dial(netns.clone())));
+        let connect = |stream: u32, all: u32| {
+            let netns = netns.clone();
+            Endpoint::from_static("http://envd.hearth")
+                .initial_stream_window_size(stream)
+                .initial_connection_window_size(all)
+                .connect_with_connector_lazy(service_fn(move |_: Uri| dial(netns.clone())))
+        };
+        let channel = connect(WINDOW_BYTES, WINDOW_BYTES);
         let credentials = Credentials::default();
+        let ports = connect(PORT_WINDOW_BYTES, PORT_WINDOW_BYTES * PORTS_MAX);
+        let ports = EnvdClient::with_interceptor(ports, credentials.clone());
         let client = EnvdClient::with_interceptor(channel, credentials.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Self { client, credentials }
+        let port_places = Arc::new(Semaphore::new(PORTS_MAX as usize));
+        Self { client, ports, port_places, credentials }
     }
 
     /// Makes a restored (or freshly booted) guest somebody of its own: entropy, clock, identity, token, thaw, PRNGs.
@@ -229,6 +246,14 @@ impl Guest {
     /// Runs a program. Dropping the stream kills it.
     pub async fn exec(&self, request: ExecRequest) -> Result<Streaming<ExecEvent>, GuestError> {
         Ok(self.client.clone().exec(request).await?.into_inner())
+    }
+
+    /// Connects to a port that the first message names. Dropping the stream closes the connection.
+    pub async fn connect_port(
+        &self,
+        bytes: impl Stream<Item = PortBytes> + Send + 'static,
+    ) -> Result<Streaming<PortBytes>, GuestError> {
+        Ok(self.ports.clone().connect_port(bytes).await?.into_inner())
     }
 
     /// Runs code. Dropping the stream interrupts it.

@@ -73,6 +73,7 @@ impl TestAgent {
             template: "code".to_owned(),
             park,
             env: Default::default(),
+            network: None,
         };
         self.client.restore(request).await?;
         Ok(id)

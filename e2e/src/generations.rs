@@ -85,6 +85,7 @@ impl TestAgent {
             template: template.to_owned(),
             park: false,
             env,
+            network: None,
         };
         self.client.restore(request).await?;
         Ok(id)

@@ -13,6 +13,7 @@ pub mod config;
 pub mod gate;
 pub mod grpc;
 pub mod init;
+pub mod port;
 pub mod process;
 pub mod server;
 pub mod service;

@@ -9,6 +9,7 @@ use crate::{
     error::AgentError,
     guest::Guest,
     memory::stats::Stats,
+    network::policy::Policy,
     snapshot::{generation::Generation, store::Durability},
 };
 use hearth_proto::{id::CapsuleId, wire::agent as wire};
@@ -21,8 +22,8 @@ pub type Reply<T> = oneshot::Sender<Result<T, AgentError>>;
 /// What the task is asked.
 #[derive(Debug)]
 pub enum Message {
-    /// Let the vCPUs run, for a user.
-    Claim(Reply<Guest>),
+    /// Let the vCPUs run, for a user, who may reach this; without it, what it could reach before.
+    Claim(Option<Policy>, Reply<Guest>),
     /// Go to disk. Answered with the figures of the pause, if it was in this agent's life.
     Pause(Reply<Option<Figures>>),
     /// Come back from disk. Answered with the time it took; zero when it runs.
@@ -99,6 +100,7 @@ pub struct Handle {
     pub(super) messages: mpsc::Sender<Message>,
     pub(super) state: watch::Receiver<State>,
     pub(super) guest: watch::Receiver<Option<Guest>>,
+    pub(super) network: watch::Receiver<Policy>,
 }
 
 impl Handle {
@@ -146,13 +148,14 @@ impl Handle {
         {
             return Ok(guest);
         }
-        self.claim().await
+        self.claim(None).await
     }
 
-    /// Transfers a parked capsule to its user: vCPUs run. A running one stays as it is.
-    pub async fn claim(&self) -> Result<Guest, AgentError> {
+    /// Transfers a parked capsule to its user: vCPUs run, and it may reach what is given. Without, a running one stays as
+    /// it is.
+    pub async fn claim(&self, network: Option<Policy>) -> Result<Guest, AgentError> {
         self.settled(Request::Claim).await?;
-        self.ask(Message::Claim).await
+        self.ask(|reply| Message::Claim(network, reply)).await
     }
 
     /// Puts it on disk. A pause under way is joined, anything else under way refuses it at once.
@@ -242,6 +245,7 @@ impl Handle {
             created_at_ms: self.facts.created_at_ms,
             faults: measured.pager.get(crate::memory::stats::Counter::Faults),
             private_kb: measured.private_kb,
+            network: Some(super::network::wire(&self.network.borrow())),
         }
     }
 }

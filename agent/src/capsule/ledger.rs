@@ -39,6 +39,9 @@ pub struct Record {
     pub uid: u32,
     /// The snapshot it was started for; none while a template is built.
     pub snapshot: Option<String>,
+    /// Its network slot; none in records of older agents.
+    #[serde(default)]
+    pub slot: Option<u32>,
     /// The capsule it runs; none while it is parked.
     pub capsule: Option<CapsuleId>,
 }
@@ -46,7 +49,7 @@ pub struct Record {
 impl Record {
     /// A record of a VMM that was just started.
     pub fn new(boot_id: String, processes: Vec<ProcessRecord>, uid: u32, snapshot: Option<String>) -> Self {
-        Self { version: VERSION, boot_id, processes, uid, snapshot, capsule: None }
+        Self { version: VERSION, boot_id, processes, uid, snapshot, slot: None, capsule: None }
     }
 }
 

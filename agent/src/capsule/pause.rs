@@ -244,7 +244,7 @@ impl Runner {
                     Some(Turn::Ended(End::Destroyed(vec![reply])))
                 }
                 Message::Leave(reply) => Some(Turn::Ended(End::Left(Some(reply)))),
-                other @ (Message::Claim(_) | Message::Measure(_)) => {
+                other @ (Message::Claim(..) | Message::Measure(_)) => {
                     self.refuse(other);
                     None
                 }

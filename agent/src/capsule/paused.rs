@@ -179,7 +179,10 @@ mod tests {
             memory_mb: 1024,
             created_at_ms: 5,
             generation: "gen-1".to_owned(),
-            settings: Settings { env: HashMap::from([("KEY".to_owned(), "secret".to_owned())]) },
+            settings: Settings {
+                env: HashMap::from([("KEY".to_owned(), "secret".to_owned())]),
+                ..Settings::default()
+            },
         }
     }
 

@@ -1,6 +1,7 @@
 //! From a snapshot to a capsule that answers.
 
 use super::{
+    network,
     runner::{Life, Wish, step},
     source::Source,
 };
@@ -46,6 +47,8 @@ async fn bring_up(vmm: &Vmm, source: &Source, wish: Wish, start: Instant) -> Res
     let resume = Instant::now();
     vmm.resume().await?;
     step("resume", resume);
+    // Before anything of the user's runs again.
+    network::allow(vmm, &wish.settings.network).await?;
     let handshake = Instant::now();
     let guest = Guest::new(vmm.netns.clone());
     let identity = Identity { hostname: wish.id.to_string(), env: wish.settings.env };

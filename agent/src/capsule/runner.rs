@@ -13,6 +13,7 @@ use crate::{
     agent::Parts,
     error::AgentError,
     guest::Guest,
+    network::policy::Policy,
     template::{Template, build::now_ms},
     usage,
     vmm::guard::Vmm,
@@ -91,6 +92,7 @@ pub(super) struct Runner {
     pub(super) state: watch::Sender<State>,
     pub(super) guest: watch::Sender<Option<Guest>>,
     pub(super) settings: Settings,
+    network: watch::Sender<Policy>,
 }
 
 /// A capsule that has a VMM.
@@ -121,8 +123,12 @@ impl Runner {
         let (messages, queue) = mpsc::channel(QUEUE);
         let (state, state_watch) = watch::channel(state);
         let (guest, guest_watch) = watch::channel(None);
-        let handle = Handle { facts: Arc::new(facts), messages, state: state_watch, guest: guest_watch };
-        (Self { parts: parts.clone(), handle: handle.clone(), queue, state, guest, settings }, handle)
+        let (network, network_watch) = watch::channel(settings.network.clone());
+        let facts = Arc::new(facts);
+        let handle =
+            Handle { facts, messages, state: state_watch, guest: guest_watch, network: network_watch };
+        let parts = parts.clone();
+        (Self { parts, handle: handle.clone(), queue, state, guest, settings, network }, handle)
     }
 
     async fn run(mut self, source: Source, wish: Wish) {
@@ -261,7 +267,12 @@ impl Runner {
     /// Serves one request. `None`: this life goes on.
     async fn serve(&mut self, life: &Life, message: Message) -> Option<Turn> {
         match message {
-            Message::Claim(reply) => {
+            Message::Claim(network, reply) => {
+                if let Err(error) = self.allow(&life.vmm, network).await {
+                    // The caller may have gone; the capsule is as it was.
+                    let _ = reply.send(Err(error));
+                    return None;
+                }
                 let claimed = self.claim(&life.vmm).await.map(|()| life.guest.clone());
                 let failed = claimed.as_ref().err().map(ToString::to_string);
                 // The caller may have gone; the capsule runs and is destroyed by its owner's lease.
@@ -287,6 +298,16 @@ impl Runner {
                 None
             }
         }
+    }
+
+    /// Lets its user reach what is asked for.
+    async fn allow(&mut self, vmm: &Vmm, network: Option<Policy>) -> Result<(), AgentError> {
+        self.state.borrow().decide(Request::Claim)?;
+        let Some(policy) = network else { return Ok(()) };
+        super::network::allow(vmm, &policy).await?;
+        self.network.send_replace(policy.clone());
+        self.settings.network = policy;
+        Ok(())
     }
 
     /// Lets a parked capsule run.
@@ -338,7 +359,7 @@ fn refuse(state: &State, message: Message) {
     }
     // Whoever asked may have gone.
     match message {
-        Message::Claim(reply) => {
+        Message::Claim(_, reply) => {
             let _ = reply.send(denied(state));
         }
         Message::Pause(reply) => {

@@ -4,6 +4,7 @@ use crate::{
     agent::Parts,
     capsule::{
         handle::Handle,
+        network,
         registry::Refused,
         runner::{self, Wish},
         settings::Settings,
@@ -17,6 +18,7 @@ use hearth_proto::{
     id::{CapsuleId, SnapshotId},
     wire::{
         agent::{self as wire, agent_server::Agent},
+        port::PortBytes,
         process::ExecEvent,
     },
 };
@@ -27,12 +29,12 @@ use std::{
 };
 use tokio::time::timeout;
 use tokio_stream::wrappers::{BroadcastStream, WatchStream, errors::BroadcastStreamRecvError};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 /// A restore that takes longer than this is given up.
 const RESTORE_DEADLINE: Duration = Duration::from_secs(60);
 
-type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(super) type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -52,7 +54,12 @@ impl AgentService {
             return Err(AgentError::Stopping);
         }
         let source = self.source(&request.template).await?;
-        let wish = Wish { id, park: request.park, settings: Settings { env: request.env } };
+        let network = network::policy(request.network, &self.parts.templates.launcher.slots)?;
+        if request.park && network.has_egress() {
+            let reason = "a parked capsule gets it when it is claimed".to_owned();
+            return Err(AgentError::Invalid { field: "network", reason });
+        }
+        let wish = Wish { id, park: request.park, settings: Settings { env: request.env, network } };
         let template = request.template;
         let made = self.parts.registry.insert(id, || runner::start(&self.parts, source, template, wish));
         match made {
@@ -163,7 +170,9 @@ impl Agent for AgentService {
             .into());
         }
         let handle = self.capsule(&request.capsule_id)?;
-        let guest = handle.claim().await?;
+        let slots = &self.parts.templates.launcher.slots;
+        let policy = request.network.map(|wire| network::policy(Some(wire), slots)).transpose()?;
+        let guest = handle.claim(policy).await?;
         // Sets the clock, which stood still, and shows that the guest is well.
         guest.health().await.map_err(AgentError::from)?;
         Ok(Response::new(handle.wire(None)))
@@ -276,6 +285,15 @@ impl Agent for AgentService {
         Ok(Response::new(until_end(&handle, events)))
     }
 
+    type ConnectPortStream = Replies<PortBytes>;
+
+    async fn connect_port(
+        &self,
+        request: Request<Streaming<PortBytes>>,
+    ) -> Result<Response<Self::ConnectPortStream>, Status> {
+        Ok(Response::new(self.port(request.into_inner()).await?))
+    }
+
     type ExecuteStream = Replies<wire::ExecuteEvent>;
 
     async fn execute(
@@ -313,7 +331,7 @@ impl Agent for AgentService {
 
 /// The guest's events until they end, or until the capsule's life does: the stream of one that died, was paused or
 /// rolled back says so at once.
-fn until_end<T: Send + 'static>(handle: &Handle, events: tonic::Streaming<T>) -> Replies<T> {
+pub(super) fn until_end<T: Send + 'static>(handle: &Handle, events: tonic::Streaming<T>) -> Replies<T> {
     let mut guest = handle.watch_guest();
     guest.mark_unchanged();
     let handle = handle.clone();

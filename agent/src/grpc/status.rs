@@ -1,8 +1,8 @@
 //! `AgentError` → gRPC status: the only mapping. Messages are written for callers; causes go to the log.
 
 use crate::{
-    capsule::capture::CaptureError, error::AgentError, guest::GuestError,
-    snapshot::generation::GenerationError,
+    capsule::capture::CaptureError, error::AgentError, guest::GuestError, network::netns::NetworkError,
+    snapshot::generation::GenerationError, vmm::launch::LaunchError,
 };
 use hearth_service::telemetry::chain;
 use std::io;
@@ -28,6 +28,8 @@ impl From<AgentError> for Status {
             | AgentError::TemplateNotFound(_)
             | AgentError::Generation(GenerationError::NotFound(_)) => Code::NotFound,
             AgentError::Denied(_) => Code::FailedPrecondition,
+            // Asked for what this host cannot give to any capsule.
+            AgentError::Launch(LaunchError::Network(NetworkError::NoEgress(_))) => Code::FailedPrecondition,
             // Damaged, or made where it cannot be restored: nothing that a repetition changes.
             AgentError::Generation(_) => Code::DataLoss,
             AgentError::Exists(_) => Code::AlreadyExists,

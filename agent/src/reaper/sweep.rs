@@ -6,12 +6,14 @@
 use crate::{
     capsule::ledger::{self, Record},
     config::Layout,
+    network::router,
     vmm::{
         firecracker::cgroup,
         process::{Process, start_ticks},
     },
 };
 use std::{
+    collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
     time::Duration,
@@ -55,6 +57,9 @@ pub async fn sweep(layout: &Layout) -> io::Result<Swept> {
         }
     }
     cgroup::sweep(&layout.mark());
+    // Capsules that are to be adopted keep their slots.
+    let kept = HashSet::new();
+    router::sweep(&layout.router(), &layout.mark(), &kept).map_err(io::Error::other)?;
     for folder in folders {
         fs::remove_dir_all(&folder)?;
         swept.folders += 1;

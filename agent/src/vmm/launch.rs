@@ -20,7 +20,10 @@ use crate::{
         image::{BuildRam, Image},
         pager,
     },
-    network::netns::{Netns, NetworkError},
+    network::{
+        netns::{Netns, NetworkError},
+        slots::Slots,
+    },
     reaper::{Reaper, Remains},
     snapshot::store::{Snapshot, name},
 };
@@ -89,6 +92,8 @@ pub struct Launcher {
     pub layout: Layout,
     /// Takes over what is left of VMMs.
     pub reaper: Reaper,
+    /// Where VMMs have their network from.
+    pub slots: Slots,
     /// Where Firecrackers' control groups are made; none where the host has no cgroup v2 to divide.
     pub(super) cgroups: Option<Parent>,
     preload: PathBuf,
@@ -118,6 +123,7 @@ impl Launcher {
         reaper: Reaper,
         helper: PathBuf,
         uids: (u32, usize),
+        slots: Slots,
     ) -> Result<Self, LaunchError> {
         let preload = helper.with_file_name("libhearth_preload.so");
         File::open(&preload)
@@ -142,6 +148,7 @@ impl Launcher {
             engine,
             layout,
             reaper,
+            slots,
             cgroups,
             preload,
             helper,
@@ -285,7 +292,7 @@ impl Launcher {
     ) -> Result<Spawned, LaunchError> {
         let (vmm_name, folder) = self.folder()?;
         let disk = folder.upper(upper, uid.id())?;
-        let (netns, tap) = Netns::create()?;
+        let (netns, tap) = self.slots.take()?;
         let listener = UnixListener::bind(folder.0.join("qmp.sock")).map_err(host("the control socket"))?;
         let console = folder.0.join("console.log");
         let mut binds = start.binds;
@@ -351,7 +358,8 @@ impl Launcher {
     pub(super) fn record(&self, started: Started, snapshot: Option<String>) -> Result<Spawned, LaunchError> {
         let Started { folder, processes, netns, uid, image } = started;
         let records = processes.iter().map(|process| ProcessRecord::from(&**process)).collect();
-        let record = Record::new(self.boot_id.clone(), records, uid.id(), snapshot);
+        let mut record = Record::new(self.boot_id.clone(), records, uid.id(), snapshot);
+        record.slot = netns.slot();
         let folder = folder.keep();
         if let Err(source) = ledger::write(&folder, &record) {
             self.reaper.bury(Remains { processes, folder, uid: Some(uid), image });

@@ -138,6 +138,7 @@ async fn bad_calls_are_refused_by_name() {
         template: "code".to_owned(),
         park: false,
         env: Default::default(),
+        network: None,
     };
     let error = agent.client.restore(request).await.unwrap_err();
     assert_eq!(error.code(), tonic::Code::InvalidArgument);

@@ -66,6 +66,7 @@ async fn a_snapshot_that_is_deleted_during_a_restore_is_kept_for_it() {
         template: name.to_string(),
         park: false,
         env: env(),
+        network: None,
     };
     let mut changes = agent.client.watch_host(wire::WatchHostRequest {}).await.unwrap().into_inner();
     let mut client = agent.client.clone();

@@ -126,8 +126,8 @@ impl Agent {
 
     async fn restore(&self, id: CapsuleId, template: &str, park: bool, env: Env) -> Result<(), AgentError> {
         let mut client = self.client.clone();
-        let request =
-            agent::RestoreRequest { capsule_id: id.to_string(), template: template.to_owned(), park, env };
+        let (capsule_id, template) = (id.to_string(), template.to_owned());
+        let request = agent::RestoreRequest { capsule_id, template, park, env, network: None };
         let capsule = call("Restore", RESTORE, client.restore(request)).await?;
         alive("Restore", capsule)
     }
@@ -135,7 +135,7 @@ impl Agent {
     /// Makes a parked capsule run, for its user.
     pub(crate) async fn claim(&self, id: CapsuleId) -> Result<(), AgentError> {
         let mut client = self.client.clone();
-        let request = agent::ClaimRequest { capsule_id: id.to_string(), env: Env::new() };
+        let request = agent::ClaimRequest { capsule_id: id.to_string(), env: Env::new(), network: None };
         let capsule = call("Claim", CLAIM, client.claim(request)).await?;
         alive("Claim", capsule)
     }
