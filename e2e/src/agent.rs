@@ -39,7 +39,11 @@ pub struct Ran {
 impl TestAgent {
     /// Starts an agent in `dir` and waits until it answers.
     pub async fn start(dir: &Path, env: &[(&str, &str)]) -> anyhow::Result<Self> {
-        let mut process = Hearth::start(dir, &["agent"], env)?;
+        Self::meet(dir, Hearth::start(dir, &["agent"], env)?).await
+    }
+
+    /// A client of an agent that was just started in `dir`; waits until it answers.
+    pub async fn meet(dir: &Path, mut process: Hearth) -> anyhow::Result<Self> {
         let socket = dir.join("agent/agent.sock");
         // The agent sweeps and probes before it serves.
         until(Duration::from_secs(60), "the agent's socket", || {

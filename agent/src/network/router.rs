@@ -220,6 +220,20 @@ fn remove_table(name: &str) {
     }
 }
 
+/// Whether this host can give capsules a way out: loads all rulesets in a namespace that ends at once.
+pub fn probe() -> Result<(), NetworkError> {
+    on_a_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| system("unshare")(errno.into()))?;
+        ruleset::load(&ruleset::router()).map_err(system("the router's ruleset"))?;
+        ruleset::load(&ruleset::host("hearth-probe", plan::GATEWAY)).map_err(system("the host's ruleset"))?;
+        let netfilter = Netfilter::open().map_err(system("a netfilter socket"))?;
+        let mut batch = Batch::default();
+        batch.delete_table(ruleset::TABLE);
+        netfilter.apply(&batch).map_err(system("a netfilter socket"))?;
+        netfilter.apply(&ruleset::slot()).map_err(system("a slot's ruleset"))
+    })
+}
+
 /// Names of what a data folder's router has on the host, as far as it is there. For tests that nothing is left.
 pub fn remains(path: &Path, mark: &str) -> Vec<String> {
     let name = plan::host_name(mark);
