@@ -112,7 +112,8 @@ impl Links {
         Ok(names)
     }
 
-    /// Makes a pair of links, the far end of which is up; returns the near end's number.
+    /// Makes a pair of links, the near end of which is up; returns its number. The kernel brings up no far end that has
+    /// no near one yet.
     pub async fn add_pair(
         &self,
         name: &'static str,
@@ -125,7 +126,6 @@ impl Links {
         };
         let far = with_mac(LinkMessageBuilder::<LinkUnspec>::new().name(peer.name))
             .setns_by_fd(peer.namespace.as_raw_fd())
-            .up()
             .build();
         let mut near = LinkVeth::new(name, peer.name).set_info_data(InfoData::Veth(InfoVeth::Peer(far))).up();
         if let Some(mac) = mac {

@@ -219,6 +219,7 @@ async fn lead_in(links: &Links, slot: u32) -> Result<(), NetworkError> {
     let Some(link) = links.find(&name).await? else {
         return Err(system("the slot's link")(io::ErrorKind::NotFound.into()));
     };
+    links.up(link, None).await?;
     links.link_route(link, plan::address(slot)).await?;
     links.neighbour(link, plan::address(slot), plan::SLOT_MAC).await
 }

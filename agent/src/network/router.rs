@@ -140,7 +140,8 @@ fn create(path: &Path, mark: &str) -> Result<(OwnedFd, Ipv4Addr), NetworkError> 
             let Some(link) = links.find(&name).await? else {
                 return Err(system("the router's link")(io::ErrorKind::NotFound.into()));
             };
-            links.address(link, host, plan::LINK_PREFIX).await
+            links.address(link, host, plan::LINK_PREFIX).await?;
+            links.up(link, None).await
         })
     })?;
     Ok((namespace, router))

@@ -303,3 +303,126 @@ impl Drop for Lease {
         self.shared.changed.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::router;
+    use std::{path::Path, process::Command};
+
+    const MARK: &str = "hearth-00c0ffee-";
+
+    /// In a network namespace of its own, which is the host here.
+    fn on_a_host(work: impl FnOnce(&Path) + Send + 'static) {
+        thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            work(&folder.path().join("router.netns"));
+        })
+        .join()
+        .unwrap();
+    }
+
+    fn listed(path: &Path) -> String {
+        let net = format!("--net={}", path.display());
+        let output = Command::new("nsenter").args([&net, "nft", "list", "ruleset"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn links(path: &Path) -> usize {
+        let net = format!("--net={}", path.display());
+        let output = Command::new("nsenter").args([&net, "cat", "/proc/net/dev"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().filter(|line| line.trim_start().starts_with('s') && line.contains(':')).count()
+    }
+
+    fn wait(what: &str, mut done: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !done() {
+            assert!(start.elapsed() < Duration::from_secs(30), "waited for {what}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn slots_are_made_ahead_taken_and_removed_with_their_policies() {
+        on_a_host(|path| {
+            router::sweep(path, MARK, &HashSet::new()).unwrap();
+            let slots =
+                Slots::start(Router::open(path, MARK).map_err(|error| error.to_string()), 3, HashSet::new());
+            let slots = slots.unwrap();
+            assert!(slots.router().is_ok(), "{:?}", slots.router().err());
+            wait("slots", || links(path) == 3);
+            let mut takes = Vec::new();
+            let mut held = Vec::new();
+            for _ in 0..20 {
+                let start = Instant::now();
+                held.push(slots.take().unwrap());
+                takes.push(start.elapsed());
+                wait("a ready slot", || slots.shared.lock().ready.len() == 3);
+            }
+            takes.sort();
+            println!("taking a ready slot: p50 {:?}, slowest {:?}", takes[10], takes[19]);
+            let numbers: HashSet<u32> = held.iter().filter_map(|(netns, _)| netns.slot()).collect();
+            assert_eq!(numbers.len(), 20);
+            let policy = Policy { internet: true, ..Policy::default() };
+            let start = Instant::now();
+            held[0].0.apply(&policy).unwrap();
+            println!("applying a policy: {:?}", start.elapsed());
+            let address = plan::address(held[0].0.slot().unwrap()).to_string();
+            assert_eq!(listed(path).matches(&address).count(), 2);
+            held.clear();
+            wait("removal", || slots.shared.lock().taken.len() == 3);
+            assert_eq!((links(path), listed(path).contains(&address)), (3, false));
+            slots.close();
+            assert_eq!(links(path), 0);
+            drop(slots);
+            assert_eq!(router::sweep(path, MARK, &HashSet::new()).unwrap(), 1);
+            assert_eq!(router::remains(path, MARK), Vec::<String>::new());
+        });
+    }
+
+    #[test]
+    fn a_later_agent_adopts_what_is_kept_and_sweeps_the_rest() {
+        on_a_host(|path| {
+            let open = || Router::open(path, MARK).map_err(|error| error.to_string());
+            let slots = Slots::start(open(), 1, HashSet::new()).unwrap();
+            let (kept, _tap) = slots.take().unwrap();
+            let (_swept, _tap) = slots.take().unwrap();
+            let policy = Policy { internet: true, ..Policy::default() };
+            kept.apply(&policy).unwrap();
+            let number = kept.slot().unwrap();
+            let address = plan::address(number).to_string();
+            // The VMM of the kept one, which outlives its agent.
+            let mut vmm = kept.inside(|| Command::new("sleep").arg("600").spawn()).unwrap();
+            // The agent was killed: nothing was given back.
+            std::mem::forget((slots, kept));
+            let keep = HashSet::from([number]);
+            assert!(router::sweep(path, MARK, &keep).unwrap() >= 1);
+            assert_eq!(links(path), 1);
+            let later = Slots::start(open(), 2, keep).unwrap();
+            assert!(!listed(path).contains(&address), "nothing is open until it is asked for again");
+            let adopted = later.adopt(number, vmm.id() as i32).unwrap();
+            adopted.apply(&policy).unwrap();
+            assert!(listed(path).contains(&address));
+            assert!(adopted.traffic().is_ok());
+            let (other, _tap) = later.take().unwrap();
+            assert_ne!(other.slot(), Some(number));
+            vmm.kill().unwrap();
+            vmm.wait().unwrap();
+            drop((adopted, other));
+            later.close();
+            assert_eq!((links(path), listed(path).contains(&address)), (0, false));
+            router::sweep(path, MARK, &HashSet::new()).unwrap();
+        });
+    }
+
+    #[test]
+    fn without_a_router_a_slot_has_no_way_out() {
+        let slots = Slots::start(Err("no nft".to_owned()), 1, HashSet::new()).unwrap();
+        let (netns, _tap) = slots.take().unwrap();
+        netns.apply(&Policy::default()).unwrap();
+        let error = netns.apply(&Policy { internet: true, ..Policy::default() }).unwrap_err();
+        assert!(error.to_string().contains("no nft"), "{error}");
+    }
+}

@@ -6,7 +6,9 @@
 mod damage;
 mod fork;
 mod killed;
+mod network;
 mod pause;
+mod ports;
 mod snapshots;
 
 use hearth_e2e::{agent::TestAgent, leftovers};
