@@ -162,7 +162,8 @@ impl Agent {
             .max_decoding_message_size(socket::MESSAGE_BYTES_MAX * 3)
             .max_encoding_message_size(socket::MESSAGE_BYTES_MAX * 3);
         let server =
-            Server::builder().initial_stream_window_size(4 << 20).initial_connection_window_size(8 << 20);
+            // Calls on one connection do not wait for one that is not read: it holds its stream's window, not all.
+            Server::builder().initial_stream_window_size(1 << 20).initial_connection_window_size(256 << 20);
         let server = tokio::spawn(rpc::serve(server, Routes::new(service), listener, stop_server.clone()));
         Ok(Self { parts, reaper, layout, server, stop_server })
     }

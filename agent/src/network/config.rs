@@ -1,6 +1,12 @@
 //! Settings of the network.
 
-use super::{dns::Resolvers, netns::NetworkError, plan, router::Router, slots::Slots};
+use super::{
+    dns::Resolvers,
+    netns::NetworkError,
+    plan,
+    router::{self, Router},
+    slots::Slots,
+};
 use std::{collections::HashSet, net::IpAddr, path::Path};
 
 /// What the operator decides about capsules' network.
@@ -40,7 +46,7 @@ impl NetworkConfig {
     /// `keep` are slots of capsules that outlived an earlier agent.
     pub fn start(&self, router: &Path, mark: &str, keep: HashSet<u32>) -> Result<Slots, NetworkError> {
         let opened = if self.egress {
-            Router::open(router, mark).map_err(|error| error.to_string())
+            Router::open(router, mark).map_err(|error| half_way(router, mark, &keep, &error))
         } else {
             Err("HEARTH_EGRESS is false".to_owned())
         };
@@ -56,4 +62,14 @@ impl NetworkConfig {
         metrics::gauge!("hearth_agent_egress").set(if slots.router().is_ok() { 1.0 } else { 0.0 });
         Ok(slots)
     }
+}
+
+/// A router that could not be finished is of no use: nothing of it stays on the host.
+fn half_way(path: &Path, mark: &str, keep: &HashSet<u32>, error: &NetworkError) -> String {
+    if keep.is_empty()
+        && let Err(error) = router::sweep(path, mark, keep)
+    {
+        tracing::warn!(%error, "a router that could not be finished is left for the next start's sweep");
+    }
+    error.to_string()
 }

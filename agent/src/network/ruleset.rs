@@ -38,8 +38,6 @@ table ip {TABLE} {{
   set opened {{ type ipv4_addr . ipv4_addr; flags interval; }}
   set allowed {{ type ipv4_addr . ipv4_addr; flags interval; }}
   set blocked {{ type ipv4_addr; flags interval; elements = {{ {blocked} }} }}
-  set sent {{ type ipv4_addr; size {slots}; flags dynamic,timeout; timeout 1m; }}
-  set packets {{ type ipv4_addr; size {slots}; flags dynamic,timeout; timeout 1m; }}
   set received {{ type ipv4_addr; size {slots}; flags dynamic,timeout; timeout 1m; }}
   set asked {{ type ipv4_addr; size {slots}; flags dynamic,timeout; timeout 1m; }}
   chain input {{
@@ -57,8 +55,6 @@ table ip {TABLE} {{
     ct state invalid drop
     iifname \"{up}\" oifname != \"{up}\" ct state established,related jump inward
     iifname \"{up}\" drop
-    add @packets {{ ip saddr limit rate over {PACKETS_PER_SECOND}/second burst {PACKETS_PER_SECOND} packets }} drop
-    add @sent {{ ip saddr limit rate over {MBYTES_PER_SECOND} mbytes/second burst {MBYTES_PER_SECOND} mbytes }} drop
     oifname \"{up}\" jump outward
     reject with icmp admin-prohibited
   }}
@@ -127,27 +123,24 @@ pub fn load(text: &str) -> io::Result<()> {
     Err(io::Error::other(format!("nft refused the ruleset: {lines}")))
 }
 
-/// (pure) A slot's own table. The guest's address, the same in every slot, becomes the slot's; and the connections that
-/// a guest may have open are counted where they would be kept.
+/// (pure) A slot's own table. The guest's address, the same in every slot, becomes the slot's. What a guest may send is
+/// bounded here, where its own VMM still does the work: behind the link everybody shares a processor's queue. The
+/// connections that it may have open are counted where they would be kept.
 pub fn slot() -> Batch {
     const FORWARD: Hook = Hook { kind: "filter", number: 2, priority: 0 };
     const POSTROUTING: Hook = Hook { kind: "nat", number: 4, priority: 100 };
     let mut batch = Batch::default();
     batch.new_table(TABLE);
     batch.new_chain(TABLE, "forward", FORWARD);
-    batch.new_rule(
-        TABLE,
-        "forward",
-        &[
-            name(META_IIFNAME),
-            is(GuestNetwork::TAP),
-            state(),
-            mask(CT_NEW),
-            is_not_zero(),
-            connections_over(),
-            drop(),
-        ],
-    );
+    let from_guest = |rest: &[Vec<u8>]| [&[name(META_IIFNAME), is(GuestNetwork::TAP)], rest].concat();
+    for limit in [
+        limit_over(u64::from(PACKETS_PER_SECOND), PACKETS_PER_SECOND, Counts::Packets),
+        limit_over(u64::from(MBYTES_PER_SECOND) << 20, MBYTES_PER_SECOND << 20, Counts::Bytes),
+    ] {
+        batch.new_rule(TABLE, "forward", &from_guest(&[limit, drop()]));
+    }
+    let too_many = [state(), mask(CT_NEW), is_not_zero(), connections_over(), drop()];
+    batch.new_rule(TABLE, "forward", &from_guest(&too_many));
     batch.new_chain(TABLE, "out", POSTROUTING);
     batch.new_rule(TABLE, "out", &[name(META_OIFNAME), is(plan::UP), expression("masq", &[])]);
     batch
@@ -199,8 +192,29 @@ fn is_not_zero() -> Vec<u8> {
     expression("cmp", &[number(1, REGISTER), number(2, 1), nested(3, &[value(&0_u32.to_ne_bytes())])])
 }
 
+/// What a rate is of, `NFT_LIMIT_…`.
+#[derive(Clone, Copy)]
+enum Counts {
+    Packets = 0,
+    Bytes = 1,
+}
+
+/// Matches what is above a rate per second.
+fn limit_over(rate: u64, burst: u32, counts: Counts) -> Vec<u8> {
+    let parts = [
+        attr(1, &rate.to_be_bytes()),
+        attr(2, &1_u64.to_be_bytes()),
+        number(3, burst),
+        number(4, counts as u32),
+        number(5, INVERTED),
+    ];
+    expression("limit", &parts)
+}
+
+/// "Over", not "up to".
+const INVERTED: u32 = 1;
+
 fn connections_over() -> Vec<u8> {
-    const INVERTED: u32 = 1;
     expression("connlimit", &[number(1, CONNECTIONS_MAX), number(2, INVERTED)])
 }
 
@@ -254,6 +268,8 @@ mod tests {
         });
         for rule in [
             "type filter hook forward priority filter; policy accept;",
+            "iifname \"tap0\" limit rate over 40000/second burst 40000 packets drop",
+            "iifname \"tap0\" limit rate over 64 mbytes/second burst 64 mbytes drop",
             "iifname \"tap0\" ct state new ct count over 1024 drop",
             "type nat hook postrouting priority srcnat; policy accept;",
             "oifname \"up\" masquerade",

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 def attempt(target):
     host, port = target.rsplit(':', 1)
     try:
-        with socket.create_connection((host, int(port)), timeout=6) as s:
+        with socket.create_connection((host, int(port)), timeout=20) as s:
             s.sendall(b'GET / HTTP/1.0\r\n\r\n')
             return target if port != '80' or b'hello' in s.recv(4096) else None
     except OSError:
