@@ -25,7 +25,7 @@ use futures::StreamExt;
 use hearth_proto::id::CapsuleId;
 use plan::{Found, Verdict};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     sync::Arc,
 };
@@ -75,11 +75,18 @@ fn adopted(outcome: &'static str) {
 impl Inheritance {
     /// What a sweep must leave alone.
     pub fn spared(&self) -> Spared {
-        let pids = self.adopt.iter().flat_map(|survivor| survivor.processes.iter().map(|process| process.pid()));
+        let pids =
+            self.adopt.iter().flat_map(|survivor| survivor.processes.iter().map(|process| process.pid()));
         Spared {
             folders: self.adopt.iter().map(|survivor| survivor.folder.clone()).collect(),
             pids: pids.collect(),
+            slots: self.slots(),
         }
+    }
+
+    /// Network slots of those that go on.
+    pub fn slots(&self) -> HashSet<u32> {
+        self.adopt.iter().filter_map(|survivor| survivor.found.record.slot).collect()
     }
 
     /// How many go on.
@@ -96,10 +103,15 @@ impl Inheritance {
             handles.push(survivor::failed(parts, life.facts(id), reason));
         }
         let taken = adopt.into_iter().map(|survivor| take_over(parts, survivor));
-        let taken: Vec<Option<Handle>> = futures::stream::iter(taken).buffer_unordered(AT_ONCE).collect().await;
+        let taken: Vec<Option<Handle>> =
+            futures::stream::iter(taken).buffer_unordered(AT_ONCE).collect().await;
         let living = taken.iter().flatten().filter(|handle| handle.state().is_living()).count();
         if !taken.is_empty() || !handles.is_empty() {
-            tracing::info!(adopted = living, failed = handles.len() + taken.len() - living, "capsules of an earlier agent");
+            tracing::info!(
+                adopted = living,
+                failed = handles.len() + taken.len() - living,
+                "capsules of an earlier agent"
+            );
         }
         for handle in handles.into_iter().chain(taken.into_iter().flatten()) {
             if !parts.registry.adopt(handle.clone()) {

@@ -15,6 +15,7 @@ use crate::{
     engine::{Accelerator, Engine, EngineError, Kind, TCG_WARNING},
     grpc::service::AgentService,
     memory::image::{ImageError, Images},
+    network::{dns, slots::Slots},
     reaper::{
         Reaper,
         sweep::{Spared, Swept, sweep},
@@ -146,11 +147,12 @@ impl Agent {
         }
         let paused = PausedRecords::open(&layout.paused())?;
         let inheritance = inherit(&layout, &paused)?;
-        let swept =
-            sweep(&layout, &inheritance.spared()).await.map_err(host("sweeping what an earlier agent left"))?;
+        let swept = sweep(&layout, &inheritance.spared())
+            .await
+            .map_err(host("sweeping what an earlier agent left"))?;
         report(&swept);
         outlive_capsules();
-        let (parts, reaper) = build(config, engine, &layout, paused, helper)?;
+        let (parts, reaper) = build(config, engine, &layout, paused, helper, inheritance.slots())?;
         for id in &inheritance.outdated {
             parts.paused.remove(*id)?;
         }
@@ -203,6 +205,7 @@ impl Agent {
         if tokio::time::timeout(GRACE, self.reaper.drain()).await.is_err() {
             tracing::error!("VMMs are left for the next start's sweep");
         }
+        self.parts.templates.launcher.slots.close();
         drop(self.parts);
         if on_stop == OnStop::Leave && stop::is_something_left(&self.layout.vmms()) {
             return;
@@ -270,6 +273,7 @@ fn build(
     layout: &Layout,
     paused: PausedRecords,
     helper: PathBuf,
+    kept_slots: HashSet<u32>,
 ) -> Result<(Arc<Parts>, Reaper), StartError> {
     let store = Store::open(&layout.templates())?;
     let images = Arc::new(Images::open(&layout.images(), config.image_budget_mb)?);
@@ -277,10 +281,11 @@ fn build(
     let slots = config.max_capsules + config.parked * 4 + 4;
     let reaper = Reaper::start(slots);
     let host_facts = host_facts(&engine, layout)?;
-    let launcher =
-        Launcher::new(engine, layout.clone(), reaper.clone(), helper, (config.uid_base, slots))?;
-    let launcher = Arc::new(launcher);
     let shutdown = Shutdown::new();
+    let network = start_network(&config, layout, kept_slots, &shutdown)?;
+    let uids = (config.uid_base, slots);
+    let launcher = Launcher::new(engine, layout.clone(), reaper.clone(), helper, uids, network)?;
+    let launcher = Arc::new(launcher);
     let parking = Parking::start(launcher.clone(), images.clone(), config.parked, &shutdown);
     let registry = Arc::new(Registry::new(config.policy()));
     let tasks = shutdown.tasks().clone();
@@ -294,6 +299,23 @@ fn build(
     Ok((Arc::new(parts), reaper))
 }
 
+/// The slots' side of the network, and names for capsules that may reach something. `kept`: slots of capsules that are
+/// taken over.
+fn start_network(
+    config: &AgentConfig,
+    layout: &Layout,
+    kept: HashSet<u32>,
+    shutdown: &Shutdown,
+) -> Result<Slots, StartError> {
+    let network =
+        config.network.start(&layout.router(), &layout.mark(), kept).map_err(LaunchError::Network)?;
+    if let Ok(router) = network.router() {
+        dns::start(router, config.network.resolvers(), shutdown.tasks(), shutdown.token())
+            .map_err(LaunchError::Network)?;
+    }
+    Ok(network)
+}
+
 type Served = tokio::task::JoinHandle<Result<(), tonic::transport::Error>>;
 
 /// Starts to serve; calls that came since the socket was bound have waited.
@@ -302,8 +324,9 @@ fn serve(parts: &Arc<Parts>, listener: UnixListener) -> (Served, CancellationTok
     let service = AgentServer::new(AgentService::new(parts.clone()))
         .max_decoding_message_size(socket::MESSAGE_BYTES_MAX * 3)
         .max_encoding_message_size(socket::MESSAGE_BYTES_MAX * 3);
+    // Calls on one connection do not wait for one that is not read: it holds its stream's window, not all.
     let server =
-        Server::builder().initial_stream_window_size(4 << 20).initial_connection_window_size(8 << 20);
+        Server::builder().initial_stream_window_size(1 << 20).initial_connection_window_size(256 << 20);
     let served = tokio::spawn(rpc::serve(server, Routes::new(service), listener, stop_server.clone()));
     (served, stop_server)
 }

@@ -21,6 +21,7 @@ pub mod handle;
 mod health;
 mod idle;
 pub mod ledger;
+pub mod network;
 pub mod parking;
 pub mod pause;
 pub mod paused;

@@ -7,6 +7,7 @@ use crate::{
         store::{self, StoreFs},
     },
     engine::{EngineChoice, Programs},
+    network::config::NetworkConfig,
     vmm::machine::Size,
 };
 use std::path::{Path, PathBuf};
@@ -79,6 +80,9 @@ pub struct AgentConfig {
     /// First of the user ids that VMMs run as; the one before it is the pagers'.
     #[arg(long, env = "HEARTH_UID_BASE", default_value_t = 520_000)]
     pub uid_base: u32,
+    /// Capsules' network.
+    #[command(flatten)]
+    pub network: NetworkConfig,
 }
 
 /// What becomes of capsules when the agent stops.
@@ -147,6 +151,7 @@ impl AgentConfig {
         if self.uid_base < 1001 {
             faults.push(format!("HEARTH_UID_BASE: {} would mix with people's user ids", self.uid_base));
         }
+        faults.extend(self.network.faults(self.max_capsules));
         if !dir.is_absolute() || DIR_BYTES_MAX < dir.as_os_str().len() {
             faults.push(format!(
                 "HEARTH_DIR: `{}` is not an absolute path of at most {DIR_BYTES_MAX} bytes (socket paths are short)",
@@ -260,6 +265,11 @@ impl Layout {
         self.agent().join("jail")
     }
 
+    /// File that keeps the router's network namespace.
+    pub fn router(&self) -> PathBuf {
+        self.agent().join("router.netns")
+    }
+
     /// File with this host's id.
     pub fn host_id(&self) -> PathBuf {
         self.agent().join("host-id")
@@ -311,6 +321,7 @@ mod tests {
             capsule_reserve_mb: 0,
             cpu_overcommit: 0,
             uid_base: 0,
+            network: NetworkConfig { egress: true, ready_slots: 257, dns: Vec::new() },
         };
         let text = config.check(Path::new("relative")).unwrap_err().to_string();
         for name in [
@@ -324,6 +335,7 @@ mod tests {
             "CPU_OVERCOMMIT",
             "UID_BASE",
             "HEARTH_DIR",
+            "READY_SLOTS",
         ] {
             assert!(text.contains(name), "{name} in {text}");
         }

@@ -2,6 +2,7 @@
 //! control path and no other process of the host can reach it.
 
 use crate::{network::netns::Netns, vmm::machine::GuestNetwork};
+use futures::Stream;
 use hearth_proto::{
     metadata,
     wire::{
@@ -9,10 +10,12 @@ use hearth_proto::{
             ActivateReply, ActivateRequest, GrowDiskRequest, HealthReply, HealthRequest, PrepareRequest,
             envd_client::EnvdClient,
         },
+        port::PortBytes,
         process::{ExecEvent, ExecRequest},
         run::{RunEvent, RunRequest, RunStatus, run_event},
     },
 };
+
 use hyper_util::rt::TokioIo;
 use std::{
     fmt, io,
@@ -21,7 +24,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::{net::TcpSocket, time::timeout};
+use tokio::{net::TcpSocket, sync::Semaphore, time::timeout};
 use tonic::{
     Code, Request, Status, Streaming,
     metadata::{Ascii, MetadataValue},
@@ -46,6 +49,10 @@ const DIAL_ATTEMPTS: usize = 8;
 /// A message of ours: outputs come in chunks, results and artifacts are at most some MiB each.
 const MESSAGE_BYTES_MAX: usize = 48 << 20;
 const WINDOW_BYTES: u32 = 4 << 20;
+/// Connections to ports of one capsule at the same time.
+pub const PORTS_MAX: u32 = 64;
+/// They share a connection of their own, so that nobody waits for one that is not read: what one may hold, times all.
+const PORT_WINDOW_BYTES: u32 = 256 << 10;
 
 /// Why a guest did not do as told.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +99,9 @@ pub struct Identity {
 #[derive(Debug, Clone)]
 pub struct Guest {
     client: EnvdClient<InterceptedService<Channel, Credentials>>,
+    ports: EnvdClient<InterceptedService<Channel, Credentials>>,
+    /// Connections to ports that may still be made.
+    pub(crate) port_places: Arc<Semaphore>,
     credentials: Credentials,
 }
 
@@ -168,15 +178,22 @@ impl Guest {
     /// A client of the guest in `netns`, which is told `token` when it is activated. Dials at the first call.
     pub fn new(netns: Arc<Netns>, token: &str) -> Result<Self, GuestError> {
         let token = MetadataValue::try_from(token).map_err(|error| GuestError::Token(error.to_string()))?;
-        let channel = Endpoint::from_static("http://envd.hearth")
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(WINDOW_BYTES)
-            .connect_with_connector_lazy(service_fn(move |_: Uri| dial(netns.clone())));
+        let connect = |stream: u32, all: u32| {
+            let netns = netns.clone();
+            Endpoint::from_static("http://envd.hearth")
+                .initial_stream_window_size(stream)
+                .initial_connection_window_size(all)
+                .connect_with_connector_lazy(service_fn(move |_: Uri| dial(netns.clone())))
+        };
+        let channel = connect(WINDOW_BYTES, WINDOW_BYTES);
         let credentials = Credentials { token };
+        let ports = connect(PORT_WINDOW_BYTES, PORT_WINDOW_BYTES * PORTS_MAX);
+        let ports = EnvdClient::with_interceptor(ports, credentials.clone());
         let client = EnvdClient::with_interceptor(channel, credentials.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(Self { client, credentials })
+        let port_places = Arc::new(Semaphore::new(PORTS_MAX as usize));
+        Ok(Self { client, ports, port_places, credentials })
     }
 
     /// A token for one life of a guest: a restore gives it another, and a capture forgets it inside the guest.
@@ -246,6 +263,14 @@ impl Guest {
     /// Runs a program. Dropping the stream kills it.
     pub async fn exec(&self, request: ExecRequest) -> Result<Streaming<ExecEvent>, GuestError> {
         Ok(self.client.clone().exec(request).await?.into_inner())
+    }
+
+    /// Connects to a port that the first message names. Dropping the stream closes the connection.
+    pub async fn connect_port(
+        &self,
+        bytes: impl Stream<Item = PortBytes> + Send + 'static,
+    ) -> Result<Streaming<PortBytes>, GuestError> {
+        Ok(self.ports.clone().connect_port(bytes).await?.into_inner())
     }
 
     /// Runs code. Dropping the stream interrupts it.

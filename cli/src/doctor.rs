@@ -79,6 +79,7 @@ fn look(args: &DoctorArgs) -> Vec<Finding> {
     }
     findings.extend([
         engine,
+        network(),
         packages(),
         memory(),
         disk("data disk", &args.place.dir, 4 << 30),
@@ -139,6 +140,18 @@ fn kernel() -> Finding {
         Grade::Good | Grade::Warn => format!("Linux {release} (6.1 or newer is needed)"),
     };
     Finding::new(grade, "kernel", text)
+}
+
+/// Rulesets are tried in a namespace that ends at once.
+fn network() -> Finding {
+    match hearth_agent::network::router::probe() {
+        Ok(()) => Finding::new(Grade::Good, "network", "capsules can be given a way out"),
+        Err(error) => {
+            let how =
+                "capsules run with network `none` only: apt-get install --no-install-recommends nftables";
+            Finding::new(Grade::Warn, "network", format!("{error}; {how}"))
+        }
+    }
 }
 
 fn qemu_program(path: &Path) -> Finding {

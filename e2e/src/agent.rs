@@ -42,7 +42,11 @@ impl TestAgent {
     pub async fn start(dir: &Path, env: &[(&str, &str)]) -> anyhow::Result<Self> {
         let mut all = vec![("HEARTH_ON_STOP", "destroy")];
         all.extend_from_slice(env);
-        let mut process = Hearth::start(dir, &["agent"], &all)?;
+        Self::meet(dir, Hearth::start(dir, &["agent"], &all)?).await
+    }
+
+    /// A client of an agent that was just started in `dir`; waits until it answers.
+    pub async fn meet(dir: &Path, mut process: Hearth) -> anyhow::Result<Self> {
         let socket = dir.join("agent/agent.sock");
         // The agent sweeps and probes before it serves.
         until(Duration::from_secs(60), "the agent's socket", || {

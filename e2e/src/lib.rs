@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod generations;
+pub mod internet;
 pub mod ledger;
 pub mod leftovers;
 pub mod limits;

@@ -44,6 +44,8 @@ impl Hearth {
         let child = Command::new(program)
             .args(args)
             .env("HEARTH_DIR", dir)
+            // The network of the machine that tests is nobody's to change; tests of the network bring one of their own.
+            .env("HEARTH_EGRESS", "false")
             .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
@@ -104,7 +106,8 @@ impl Drop for Hearth {
             let _ = self.child.wait();
             // Nor may its capsules, mount and database; the test has failed already and says why.
             if let Ok(program) = program() {
-                let _ = Command::new(program).args(["down", "--destroy"]).env("HEARTH_DIR", &self.dir).output();
+                let _ =
+                    Command::new(program).args(["down", "--destroy"]).env("HEARTH_DIR", &self.dir).output();
             }
         }
         if std::thread::panicking() {

@@ -2,6 +2,7 @@
 
 mod activation;
 mod exec;
+mod port;
 mod status;
 
 use crate::{
@@ -18,12 +19,13 @@ use hearth_proto::{
             ActivateReply, ActivateRequest, GrowDiskReply, GrowDiskRequest, HealthReply, HealthRequest,
             PrepareReply, PrepareRequest, envd_server::Envd,
         },
+        port::PortBytes,
         process::{ExecEvent, ExecRequest},
         run::{RunEvent, RunRequest},
     },
 };
-use std::{sync::Arc, time::Duration};
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use std::{net::IpAddr, sync::Arc, time::Duration};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 /// What the calls act on. Clones share it.
 #[derive(Clone)]
@@ -35,12 +37,14 @@ struct Inner {
     gate: Arc<Gate>,
     guest: Guest,
     processes: Processes,
+    /// The capsule's address.
+    own: Option<IpAddr>,
 }
 
 impl Service {
     /// The service behind `gate`.
-    pub fn new(gate: Arc<Gate>, guest: Guest, processes: Processes) -> Self {
-        Self { inner: Arc::new(Inner { gate, guest, processes }) }
+    pub fn new(gate: Arc<Gate>, guest: Guest, processes: Processes, own: Option<IpAddr>) -> Self {
+        Self { inner: Arc::new(Inner { gate, guest, processes, own }) }
     }
 
     /// Every call but `Activate` and `Prepare` begins here.
@@ -126,6 +130,16 @@ impl Envd for Service {
         let events = self.inner.processes.exec(order, &self.inner.guest.env())?;
         let stream = tokio_stream::wrappers::ReceiverStream::new(events);
         Ok(Response::new(boxed(stream.map(exec::wire))))
+    }
+
+    type ConnectPortStream = BoxStream<'static, Result<PortBytes, Status>>;
+
+    async fn connect_port(
+        &self,
+        request: Request<Streaming<PortBytes>>,
+    ) -> Result<Response<Self::ConnectPortStream>, Status> {
+        self.enter(request.metadata())?;
+        Ok(Response::new(port::connect(request.into_inner(), self.inner.own).await?))
     }
 
     type ExecuteStream = BoxStream<'static, Result<RunEvent, Status>>;

@@ -14,6 +14,7 @@ pub mod disk;
 pub mod gate;
 pub mod grpc;
 pub mod init;
+pub mod port;
 pub mod process;
 pub mod server;
 pub mod service;

@@ -30,6 +30,10 @@ use tonic::transport::Server;
 
 /// Calls at the same time on one connection.
 const CALLS_MAX: u32 = 256;
+/// What a call's stream may hold unread. A connection holds that of all port streams an agent makes: nobody waits for a
+/// service that does not read.
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+const PORTS: u32 = 64;
 /// Largest request: a run's files or an exec's input, inline.
 const REQUEST_BYTES_MAX: usize = 32 << 20;
 /// Wait before the next try when connections cannot be accepted, for want of descriptors or memory.
@@ -59,12 +63,15 @@ pub enum ServeError {
 pub async fn serve(config: ServiceConfig, listen: SocketAddr) -> Result<(), ServeError> {
     let mut stop = signal(SignalKind::terminate()).map_err(ServeError::Signal)?;
     let gate = Arc::new(Gate::new());
-    let service = EnvdServer::new(build(&config, &gate)?).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let service =
+        EnvdServer::new(build(&config, &gate, listen)?).max_decoding_message_size(REQUEST_BYTES_MAX);
     let listener = TcpListener::bind(listen).await.map_err(|error| ServeError::Listen(listen, error))?;
     let address = listener.local_addr().map_err(|error| ServeError::Listen(listen, error))?;
     tracing::info!(%address, "envd serves");
     let server = Server::builder()
         .max_concurrent_streams(CALLS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(STREAM_WINDOW_BYTES * PORTS)
         .serve_with_incoming(service, incoming(listener, gate));
     tokio::select! {
         served = server => served?,
@@ -74,7 +81,7 @@ pub async fn serve(config: ServiceConfig, listen: SocketAddr) -> Result<(), Serv
     Ok(())
 }
 
-fn build(config: &ServiceConfig, gate: &Arc<Gate>) -> Result<Service, ServeError> {
+fn build(config: &ServiceConfig, gate: &Arc<Gate>, listen: SocketAddr) -> Result<Service, ServeError> {
     std::fs::create_dir_all(&config.run_dir)
         .map_err(|error| ServeError::Folder(config.run_dir.clone(), error))?;
     let users = Cgroup::at(&config.cgroup);
@@ -99,7 +106,9 @@ fn build(config: &ServiceConfig, gate: &Arc<Gate>) -> Result<Service, ServeError
     let processes =
         Processes::new(users.clone()).map_err(|error| ServeError::Folder(config.cgroup.clone(), error))?;
     let guest = Guest::new(clock, users, runtimes, Names::new(&config.run_dir));
-    Ok(Service::new(Arc::clone(gate), guest, processes))
+    // On localhost every service is looked for anyway.
+    let own = Some(listen.ip()).filter(|address| !address.is_unspecified() && !address.is_loopback());
+    Ok(Service::new(Arc::clone(gate), guest, processes, own))
 }
 
 /// The connections, without end: one that cannot be accepted must not end the service.

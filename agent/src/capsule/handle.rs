@@ -12,6 +12,7 @@ use crate::{
     error::AgentError,
     guest::Guest,
     memory::stats::Stats,
+    network::policy::Policy,
     snapshot::{generation::Generation, store::Durability},
     template::build::now_ms,
     usage::{history::Sample, meter::Meter},
@@ -32,8 +33,8 @@ pub type Reply<T> = oneshot::Sender<Result<T, AgentError>>;
 
 /// What the task is asked.
 pub enum Message {
-    /// Let the vCPUs run, for a user.
-    Claim(Reply<Guest>),
+    /// Let the vCPUs run, for a user, who may reach this; without it, what it could reach before.
+    Claim(Option<Policy>, Reply<Guest>),
     /// Go to disk. Answered with the figures of the pause, if it was in this agent's life.
     Pause(Reply<Option<Figures>>),
     /// Come back from disk. Answered with the time it took; zero when it runs.
@@ -130,6 +131,7 @@ pub struct Handle {
     pub(super) doomed: CancellationToken,
     /// What it uses.
     pub meter: Arc<Meter>,
+    pub(super) network: watch::Receiver<Policy>,
 }
 
 impl Handle {
@@ -201,13 +203,14 @@ impl Handle {
         {
             return Ok(guest);
         }
-        self.claim().await
+        self.claim(None).await
     }
 
-    /// Transfers a parked capsule to its user: vCPUs run. A running one stays as it is.
-    pub async fn claim(&self) -> Result<Guest, AgentError> {
+    /// Transfers a parked capsule to its user: vCPUs run, and it may reach what is given. Without, a running one stays as
+    /// it is.
+    pub async fn claim(&self, network: Option<Policy>) -> Result<Guest, AgentError> {
         self.settled(Request::Claim).await?;
-        self.ask(Message::Claim).await
+        self.ask(|reply| Message::Claim(network, reply)).await
     }
 
     /// Puts it on disk. A pause under way is joined, anything else under way refuses it at once.
@@ -357,6 +360,7 @@ impl Handle {
             sent_bytes,
             last_active_at_ms: now_ms() - self.activities.last().elapsed().as_millis() as i64,
             unresponsive,
+            network: Some(super::network::wire(&self.network.borrow())),
         }
     }
 }
@@ -364,7 +368,7 @@ impl Handle {
 impl std::fmt::Debug for Message {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Claim(_) => "Claim",
+            Self::Claim(..) => "Claim",
             Self::Pause(_) => "Pause",
             Self::Resume(_) => "Resume",
             Self::Capture(_) => "Capture",

@@ -118,6 +118,9 @@ pub struct Record {
     pub image: Option<String>,
     /// The snapshot it was started for; none while a template is built.
     pub snapshot: Option<String>,
+    /// Its network slot; none in records of older agents.
+    #[serde(default)]
+    pub slot: Option<u32>,
     /// The capsule it runs; none while it is parked.
     pub capsule: Option<CapsuleId>,
     /// The same capsule's life. There whenever [`Record::capsule`] is.
@@ -135,7 +138,18 @@ impl Record {
         snapshot: Option<String>,
     ) -> Self {
         let engine = engine.to_owned();
-        Self { version: VERSION, boot_id, processes, uid, engine, image: None, snapshot, capsule: None, life: None }
+        Self {
+            version: VERSION,
+            boot_id,
+            processes,
+            uid,
+            engine,
+            image: None,
+            snapshot,
+            slot: None,
+            capsule: None,
+            life: None,
+        }
     }
 }
 
@@ -212,7 +226,10 @@ mod tests {
         for (text, word) in [(r#"{"version": 1, "boot_id": "x"}"#, "version 1"), ("{", "EOF"), ("[]", "")] {
             fs::write(folder.path().join(FILE), text).unwrap();
             let error = read(folder.path()).unwrap_err();
-            assert!(error.kind() == io::ErrorKind::InvalidData && error.to_string().contains(word), "{error}");
+            assert!(
+                error.kind() == io::ErrorKind::InvalidData && error.to_string().contains(word),
+                "{error}"
+            );
         }
     }
 }

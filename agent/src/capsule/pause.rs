@@ -307,7 +307,7 @@ impl Runner {
                 Message::Leave(reply) | Message::LetGo(reply) | Message::GiveUp(_, reply) => {
                     Some(Turn::Ended(End::Left(Some(reply))))
                 }
-                other @ (Message::Claim(_)
+                other @ (Message::Claim(..)
                 | Message::Measure(_)
                 | Message::GrowDisk(..)
                 | Message::SetTimeouts(..)) => {

@@ -4,6 +4,7 @@ use super::{
     disk,
     handle::Facts,
     ledger::{LifeRecord, Phase},
+    network,
     runner::{Life, Wish},
     source::Source,
 };
@@ -101,6 +102,8 @@ async fn bring_up(
     let resume = Instant::now();
     vmm.resume().await?;
     step("resume", resume);
+    // Before anything of the user's runs again.
+    network::allow(vmm, &wish.settings.network).await?;
     let handshake = Instant::now();
     let identity = Identity { hostname: wish.id.to_string(), env: wish.settings.env };
     let reply = guest.activate(identity).await?;

@@ -17,6 +17,7 @@ use crate::{
     agent::Parts,
     error::AgentError,
     guest::Guest,
+    network::policy::Policy,
     steps::step_from,
     template::{Template, build::now_ms},
     usage::{self, meter::Meter},
@@ -100,6 +101,7 @@ pub(super) struct Runner {
     pub(super) guest: watch::Sender<Option<Guest>>,
     pub(super) settings: Settings,
     pub(super) clock: Clock,
+    network: watch::Sender<Policy>,
 }
 
 /// A capsule that has a VMM.
@@ -130,6 +132,7 @@ impl Runner {
         let (messages, queue) = mpsc::channel(QUEUE);
         let (state, state_watch) = watch::channel(state);
         let (guest, guest_watch) = watch::channel(None);
+        let (network, network_watch) = watch::channel(settings.network.clone());
         let handle = Handle {
             meter: Arc::new(Meter::new(parts.usage.read(facts.id))),
             facts: Arc::new(facts),
@@ -137,13 +140,14 @@ impl Runner {
             messages,
             state: state_watch,
             guest: guest_watch,
+            network: network_watch,
             wakes: Arc::default(),
             activities: Activities::default(),
             unresponsive: Arc::default(),
             doomed: CancellationToken::new(),
         };
         let (parts, clock) = (parts.clone(), Clock::start());
-        (Self { parts, handle: handle.clone(), queue, state, guest, settings, clock }, handle)
+        (Self { parts, handle: handle.clone(), queue, state, guest, settings, clock, network }, handle)
     }
 
     async fn run(mut self, source: Source, wish: Wish) {
@@ -305,7 +309,12 @@ impl Runner {
     /// Serves one request. `None`: this life goes on.
     async fn serve(&mut self, life: &Life, message: Message) -> Option<Turn> {
         match message {
-            Message::Claim(reply) => {
+            Message::Claim(network, reply) => {
+                if let Err(error) = self.allow(&life.vmm, network).await {
+                    // The caller may have gone; the capsule is as it was.
+                    let _ = reply.send(Err(error));
+                    return None;
+                }
                 let claimed = self.claim(&life.vmm).await.map(|()| life.guest.clone());
                 let failed = claimed.as_ref().err().map(ToString::to_string);
                 // The caller may have gone; the capsule runs and is destroyed by its owner's lease.
@@ -355,6 +364,16 @@ impl Runner {
         }
     }
 
+    /// Lets its user reach what is asked for.
+    async fn allow(&mut self, vmm: &Vmm, network: Option<Policy>) -> Result<(), AgentError> {
+        self.state.borrow().decide(Request::Claim)?;
+        let Some(policy) = network else { return Ok(()) };
+        super::network::allow(vmm, &policy).await?;
+        self.network.send_replace(policy.clone());
+        self.settings.network = policy;
+        Ok(())
+    }
+
     /// Lets a parked capsule run.
     async fn claim(&mut self, vmm: &Vmm) -> Result<(), AgentError> {
         let decision = self.state.borrow().decide(Request::Claim)?;
@@ -392,7 +411,7 @@ fn refuse(state: &State, message: Message) {
     }
     // Whoever asked may have gone.
     match message {
-        Message::Claim(reply) => {
+        Message::Claim(_, reply) => {
             let _ = reply.send(denied(state));
         }
         Message::Pause(reply) => {

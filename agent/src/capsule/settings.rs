@@ -1,6 +1,7 @@
 //! What a capsule was asked to be. It keeps this for life: over pauses, copies, and agents.
 
 use super::timeouts::Timeouts;
+use crate::network::policy::Policy;
 use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, fmt};
 
@@ -16,12 +17,15 @@ pub struct Settings {
     /// When it pauses or ends by itself.
     #[serde(default)]
     pub timeouts: Timeouts,
+    /// What it may reach.
+    #[serde(default)]
+    pub network: Policy,
 }
 
 impl fmt::Debug for Settings {
     /// Without the environment: it may hold secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings").finish_non_exhaustive()
+        f.debug_struct("Settings").field("network", &self.network).finish_non_exhaustive()
     }
 }
 

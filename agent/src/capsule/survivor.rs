@@ -3,6 +3,7 @@
 use super::{
     handle::{Facts, Handle},
     ledger::{LifeRecord, Phase},
+    network,
     runner::{End, Life, Runner, Turn},
     settings::Settings,
     state::{Happening, State},
@@ -58,6 +59,11 @@ impl Runner {
             drop(life);
             return self.end(End::Died(format!("its capture could not be undone: {reason}"))).await;
         }
+        // What it may reach was forgotten with the earlier agent's rules.
+        if let Err(error) = network::allow(&life.vmm, &self.settings.network).await {
+            tracing::warn!(%error, "a capsule that was taken over reaches nothing");
+        }
+        self.handle.disk.set(life.vmm.upper());
         self.guest.send_replace(Some(life.guest.clone()));
         if half_done {
             self.happened(Happening::Runs);
@@ -77,7 +83,9 @@ impl Runner {
             };
             match settled {
                 Ok(()) => return Ok(()),
-                Err(reason) if !life.vmm.is_alive() || SETTLE_DEADLINE < start.elapsed() => return Err(reason),
+                Err(reason) if !life.vmm.is_alive() || SETTLE_DEADLINE < start.elapsed() => {
+                    return Err(reason);
+                }
                 Err(reason) => tracing::debug!(reason, "the guest is not settled yet"),
             }
             time::sleep(SETTLE_PAUSE).await;
@@ -94,7 +102,8 @@ mod tests {
         assert_eq!(state(Phase::Parked, false), State::Parked);
         assert_eq!(state(Phase::Parked, true), State::Running, "claimed");
         assert_eq!(state(Phase::Running, true), State::Running);
-        for (phase, running) in [(Phase::Capturing, true), (Phase::Capturing, false), (Phase::Running, false)] {
+        for (phase, running) in [(Phase::Capturing, true), (Phase::Capturing, false), (Phase::Running, false)]
+        {
             assert_eq!(state(phase, running), State::Snapshotting, "uses wait until it is undone");
         }
     }

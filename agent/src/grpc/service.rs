@@ -6,6 +6,7 @@ use crate::{
     capsule::{
         activity::Activity,
         handle::Handle,
+        network,
         registry::Refused,
         room::Room,
         runner::{self, Wish},
@@ -25,6 +26,7 @@ use hearth_proto::{
     id::{CapsuleId, SnapshotId},
     wire::{
         agent::{self as wire, agent_server::Agent},
+        port::PortBytes,
         process::ExecEvent,
     },
 };
@@ -35,12 +37,12 @@ use std::{
 };
 use tokio::time::timeout;
 use tokio_stream::wrappers::{BroadcastStream, WatchStream, errors::BroadcastStreamRecvError};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 /// A restore that takes longer than this is given up.
 const RESTORE_DEADLINE: Duration = Duration::from_secs(60);
 
-type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(super) type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -66,7 +68,12 @@ impl AgentService {
                 .map_err(|reason| AgentError::Invalid { field: "disk_mb", reason })?;
         }
         let timeouts = timeouts(request.idle_timeout_ms, request.timeout_ms, request.timeout_action)?;
-        let settings = Settings { env: request.env, disk_mb: request.disk_mb, timeouts };
+        let network = network::policy(request.network, &self.parts.templates.launcher.slots)?;
+        if request.park && network.has_egress() {
+            let reason = "a parked capsule gets it when it is claimed".to_owned();
+            return Err(AgentError::Invalid { field: "network", reason });
+        }
+        let settings = Settings { env: request.env, disk_mb: request.disk_mb, timeouts, network };
         let wish = Wish { id, park: request.park, settings };
         let room = Room::look(&self.parts, &source)?;
         let template = request.template;
@@ -198,7 +205,9 @@ impl Agent for AgentService {
         if wanted != Timeouts::default() {
             handle.set_timeouts(move |_| wanted).await?;
         }
-        let guest = handle.claim().await?;
+        let slots = &self.parts.templates.launcher.slots;
+        let policy = request.network.map(|wire| network::policy(Some(wire), slots)).transpose()?;
+        let guest = handle.claim(policy).await?;
         if request.disk_mb != 0 {
             handle.grow_disk(request.disk_mb).await?;
         }
@@ -325,6 +334,15 @@ impl Agent for AgentService {
         Ok(Response::new(until_end(&handle, activity, events)))
     }
 
+    type ConnectPortStream = Replies<PortBytes>;
+
+    async fn connect_port(
+        &self,
+        request: Request<Streaming<PortBytes>>,
+    ) -> Result<Response<Self::ConnectPortStream>, Status> {
+        Ok(Response::new(self.port(request.into_inner()).await?))
+    }
+
     type ExecuteStream = Replies<wire::ExecuteEvent>;
 
     async fn execute(
@@ -377,7 +395,7 @@ impl Agent for AgentService {
 
 /// The guest's events until they end, or until the capsule's life does: the stream of one that died, was paused or
 /// rolled back says so at once. The capsule is in use as long as the stream is there.
-fn until_end<T: Send + 'static>(
+pub(super) fn until_end<T: Send + 'static>(
     handle: &Handle,
     activity: Activity,
     events: tonic::Streaming<T>,

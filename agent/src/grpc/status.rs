@@ -1,6 +1,9 @@
 //! `AgentError` → gRPC status: the only mapping. Messages are written for callers; causes go to the log.
 
-use crate::{error::AgentError, guest::GuestError, snapshot::generation::GenerationError};
+use crate::{
+    error::AgentError, guest::GuestError, network::netns::NetworkError,
+    snapshot::generation::GenerationError, vmm::launch::LaunchError,
+};
 use hearth_service::telemetry::chain;
 use std::io;
 use tonic::{Code, Status};
@@ -25,6 +28,8 @@ impl From<AgentError> for Status {
             | AgentError::TemplateNotFound(_)
             | AgentError::Generation(GenerationError::NotFound(_)) => Code::NotFound,
             AgentError::Denied(_) | AgentError::Unresponsive => Code::FailedPrecondition,
+            // Asked for what this host cannot give to any capsule.
+            AgentError::Launch(LaunchError::Network(NetworkError::NoEgress(_))) => Code::FailedPrecondition,
             // Damaged, or made where it cannot be restored: nothing that a repetition changes.
             AgentError::Generation(_) => Code::DataLoss,
             AgentError::Exists(_) => Code::AlreadyExists,
@@ -46,7 +51,9 @@ impl From<AgentError> for Status {
             AgentError::Guest(GuestError::Deadline(_)) => Code::DeadlineExceeded,
             AgentError::Launch(_)
             | AgentError::Vmm(_)
-            | AgentError::Guest(GuestError::Randomness(_) | GuestError::Rehearsal(_) | GuestError::Token(_))
+            | AgentError::Guest(
+                GuestError::Randomness(_) | GuestError::Rehearsal(_) | GuestError::Token(_),
+            )
             | AgentError::Capture(_)
             | AgentError::Paused(_)
             | AgentError::Store(_)

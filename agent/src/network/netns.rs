@@ -1,21 +1,37 @@
 //! Network namespaces: made and entered on threads of their own, which end right after.
 
-#![expect(unsafe_code, reason = "unshare, setns and the tap ioctl")]
+#![expect(unsafe_code, reason = "the tap's ioctl")]
 
+use super::{
+    links::{self, Links, Peer, enter, on_a_thread, speak},
+    nft::Netfilter,
+    plan,
+    policy::Policy,
+    ruleset,
+    slots::Lease,
+};
 use crate::vmm::machine::GuestNetwork;
-use futures::StreamExt;
-use nix::sched::{CloneFlags, setns, unshare};
-use rtnetlink::{LinkUnspec, packet_route::neighbour::NeighbourState};
+use nix::sched::{CloneFlags, unshare};
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    net::IpAddr,
-    os::fd::{AsRawFd, OwnedFd},
-    thread,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
 /// `TUNSETIFF`, linux/if_tun.h.
 const TUNSETIFF: u64 = 0x4004_54ca;
+
+/// Settings of a capsule's namespace: no IPv6, and a source address that is not the guest's is dropped.
+const SETTINGS: [(&str, &str); 8] = [
+    ("ipv6/conf/all/disable_ipv6", "1"),
+    ("ipv6/conf/default/disable_ipv6", "1"),
+    ("ipv4/conf/all/rp_filter", "1"),
+    ("ipv4/conf/default/rp_filter", "1"),
+    ("ipv4/conf/all/accept_redirects", "0"),
+    ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/all/accept_source_route", "0"),
+    ("ipv4/ip_forward", "1"),
+];
 
 /// Why a namespace could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -39,45 +55,72 @@ pub enum NetworkError {
     /// The thread that worked on it panicked.
     #[error("the thread that enters the namespace panicked")]
     Thread,
+    /// There is no way out on this host.
+    #[error("this host offers no network to capsules: {0}")]
+    NoEgress(String),
+    /// All slots are taken.
+    #[error("all network slots are taken")]
+    NoSlot,
 }
 
-fn system(what: &'static str) -> impl Fn(io::Error) -> NetworkError {
+pub(super) fn system(what: &'static str) -> impl Fn(io::Error) -> NetworkError {
     move |source| NetworkError::System { what, source }
 }
 
-/// A capsule's network namespace with its tap.
+/// A capsule's network namespace with its tap. With a slot, a link leads to the router; the slot is given back when this
+/// is dropped.
 #[derive(Debug)]
 pub struct Netns {
     namespace: OwnedFd,
+    lease: Option<Lease>,
 }
 
 impl Netns {
-    /// Makes a namespace with a tap that has the host's address, and returns the tap's descriptor for the VMM.
-    /// Blocks for some hundred microseconds.
+    /// Makes a namespace with a tap that has the host's address, and returns the tap's descriptor for the VMM. Nothing
+    /// leads out of it. Blocks for some hundred microseconds.
     pub fn create() -> Result<(Self, OwnedFd), NetworkError> {
-        thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| system("unshare")(errno.into()))?;
-            let namespace =
-                File::open("/proc/thread-self/ns/net").map_err(system("/proc/thread-self/ns/net"))?;
-            let tap = open_tap().map_err(system("making the tap"))?;
-            // No router solicitations and no duplicate address detection on a link of two.
-            fs::write(format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", GuestNetwork::TAP), "1")
-                .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
-                .map_err(system("disable_ipv6"))?;
-            tokio::runtime::Builder::new_current_thread()
-                .enable_io()
-                .build()
-                .map_err(system("runtime"))?
-                .block_on(configure())?;
-            Ok((Self { namespace: namespace.into() }, tap))
-        })
-        .join()
-        .map_err(|_| NetworkError::Thread)?
+        let (namespace, tap) = make(None)?;
+        Ok((Self { namespace, lease: None }, tap))
     }
 
-    /// The namespace of a running process.
+    /// The same for a slot, with its link to the router where there is one. Blocks for some milliseconds.
+    pub(super) fn create_linked(
+        lease: Lease,
+        router: Option<OwnedFd>,
+    ) -> Result<(Self, OwnedFd), NetworkError> {
+        let (namespace, tap) = make(router.map(|router| (lease.slot(), router)))?;
+        Ok((Self { namespace, lease: Some(lease) }, tap))
+    }
+
+    /// The namespace of a running process, without its slot.
     pub fn of_process(pid: i32) -> io::Result<Self> {
-        Ok(Self { namespace: File::open(format!("/proc/{pid}/ns/net"))?.into() })
+        Ok(Self { namespace: File::open(format!("/proc/{pid}/ns/net"))?.into(), lease: None })
+    }
+
+    pub(super) fn with_lease(self, lease: Lease) -> Self {
+        Self { lease: Some(lease), ..self }
+    }
+
+    /// Leaves its slot to the next agent, which takes it over with the VMM.
+    pub fn let_go(&self) {
+        if let Some(lease) = &self.lease {
+            lease.let_go();
+        }
+    }
+
+    /// Its slot; none when nothing leads out of it.
+    pub fn slot(&self) -> Option<u32> {
+        self.lease.as_ref().map(Lease::slot)
+    }
+
+    /// Lets the guest reach what the policy says and nothing else, from now on, also on connections that are open.
+    /// Blocks for some hundred microseconds. After an error the policy before stands.
+    pub fn apply(&self, policy: &Policy) -> Result<(), NetworkError> {
+        match &self.lease {
+            Some(lease) => lease.apply(policy),
+            None if policy.has_egress() => Err(NetworkError::NoEgress("the capsule has no slot".to_owned())),
+            None => Ok(()),
+        }
     }
 
     /// A copy of the descriptor, for the VMM's jail.
@@ -91,13 +134,45 @@ impl Netns {
         make: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T, NetworkError> {
         let namespace = self.descriptor().map_err(system("descriptor"))?;
-        thread::spawn(move || {
-            setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| system("setns")(errno.into()))?;
-            make().map_err(system("inside the namespace"))
-        })
-        .join()
-        .map_err(|_| NetworkError::Thread)?
+        links::inside(namespace, || make().map_err(system("inside the namespace")))
     }
+
+    /// Bytes that the guest sent and received so far, frames with their headers.
+    pub fn traffic(&self) -> io::Result<(u64, u64)> {
+        let table =
+            self.inside(|| fs::read_to_string("/proc/thread-self/net/dev")).map_err(io::Error::other)?;
+        traffic(&table, GuestNetwork::TAP).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+/// (pure) Bytes that a link received and sent, by /proc/net/dev.
+fn traffic(table: &str, link: &str) -> Option<(u64, u64)> {
+    let line = table.lines().find_map(|line| line.trim_start().strip_prefix(link)?.strip_prefix(':'))?;
+    let mut numbers = line.split_ascii_whitespace().map(str::parse);
+    // Eight columns about what was received, then what was sent.
+    let received = numbers.next()?.ok()?;
+    Some((received, numbers.nth(7)?.ok()?))
+}
+
+/// The namespace and its tap; for a slot, linked to the router's namespace.
+fn make(link: Option<(u32, OwnedFd)>) -> Result<(OwnedFd, OwnedFd), NetworkError> {
+    on_a_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| system("unshare")(errno.into()))?;
+        let namespace = File::open("/proc/thread-self/ns/net").map_err(system("/proc/thread-self/ns/net"))?;
+        for (setting, value) in SETTINGS {
+            links::set(setting, value)?;
+        }
+        let tap = open_tap().map_err(system("making the tap"))?;
+        speak(configure)?;
+        if let Some((slot, router)) = link {
+            speak(async |links| lead_out(links, slot, &router).await)?;
+            let netfilter = Netfilter::open().map_err(system("a netfilter socket"))?;
+            netfilter.apply(&ruleset::slot()).map_err(system("the slot's ruleset"))?;
+            enter(&router)?;
+            speak(async |links| lead_in(links, slot).await)?;
+        }
+        Ok((namespace.into(), tap))
+    })
 }
 
 impl Netns {
@@ -128,39 +203,32 @@ fn open_tap() -> io::Result<OwnedFd> {
 }
 
 /// Address, MAC and the guest's neighbour entry of the tap: the same in every namespace.
-async fn configure() -> Result<(), NetworkError> {
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(system("netlink"))?;
-    // Ends with `handle`; nothing outlives this thread's runtime.
-    tokio::spawn(connection);
-    let fail = |what: &'static str| move |source| NetworkError::Netlink { what, source };
-    let tap = handle
-        .link()
-        .get()
-        .match_name(GuestNetwork::TAP.to_owned())
-        .execute()
-        .next()
-        .await
-        .ok_or_else(|| system("finding the tap")(io::Error::from(io::ErrorKind::NotFound)))?
-        .map_err(fail("finding the tap"))?
-        .header
-        .index;
-    let up = LinkUnspec::new_with_index(tap).address(GuestNetwork::HOST_MAC.to_vec()).up().build();
-    handle.link().change(up).execute().await.map_err(fail("bringing the tap up"))?;
-    handle
-        .address()
-        .add(tap, IpAddr::V4(GuestNetwork::HOST), GuestNetwork::PREFIX)
-        .execute()
-        .await
-        .map_err(fail("the tap's address"))?;
-    handle
-        .neighbours()
-        .add(tap, IpAddr::V4(GuestNetwork::GUEST))
-        .link_layer_address(&GuestNetwork::GUEST_MAC)
-        .state(NeighbourState::Permanent)
-        .execute()
-        .await
-        .map_err(fail("the guest's neighbour entry"))?;
-    Ok(())
+async fn configure(links: &Links) -> Result<(), NetworkError> {
+    let tap = links.get(GuestNetwork::TAP).await?;
+    links.up(tap, Some(GuestNetwork::HOST_MAC)).await?;
+    links.address(tap, GuestNetwork::HOST, GuestNetwork::PREFIX).await?;
+    links.neighbour(tap, GuestNetwork::GUEST, GuestNetwork::GUEST_MAC).await
+}
+
+/// The slot's link to the router, seen from the capsule.
+async fn lead_out(links: &Links, slot: u32, router: &OwnedFd) -> Result<(), NetworkError> {
+    let name = plan::link(slot);
+    let peer = Peer { namespace: router.as_fd(), name: &name, mac: Some(plan::GATEWAY_MAC) };
+    let up = links.add_pair(plan::UP, Some(plan::SLOT_MAC), peer).await?;
+    links.address(up, plan::address(slot), 32).await?;
+    links.neighbour(up, plan::GATEWAY, plan::GATEWAY_MAC).await?;
+    links.default_route(up, plan::GATEWAY).await
+}
+
+/// The same link, seen from the router.
+async fn lead_in(links: &Links, slot: u32) -> Result<(), NetworkError> {
+    let name = plan::link(slot);
+    let Some(link) = links.find(&name).await? else {
+        return Err(system("the slot's link")(io::ErrorKind::NotFound.into()));
+    };
+    links.up(link, None).await?;
+    links.link_route(link, plan::address(slot)).await?;
+    links.neighbour(link, plan::address(slot), plan::SLOT_MAC).await
 }
 
 #[cfg(test)]
@@ -185,6 +253,15 @@ mod tests {
         assert_eq!(netns.connections().unwrap(), 1);
         drop(connecting);
         assert_eq!(netns.connections().unwrap(), 0);
+    }
+
+    #[test]
+    fn traffic_is_read_by_link() {
+        let table = "Inter-| Receive | Transmit\n  lo: 1 2 0 0 0 0 0 0 3 4\ntap0: 10 2 0 0 0 0 0 0 30 4 0 0 0 0 0 0\n";
+        assert_eq!(traffic(table, "tap0"), Some((10, 30)));
+        assert_eq!(traffic(table, "tap"), None);
+        let (netns, _tap) = Netns::create().unwrap();
+        assert_eq!(netns.traffic().unwrap().0, 0);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::{
     capsule::ledger::{self, Phase},
     cgroup,
     config::Layout,
+    network::router,
     vmm::process::{Process, start_ticks},
 };
 use std::{
@@ -37,6 +38,8 @@ pub struct Spared {
     pub folders: HashSet<PathBuf>,
     /// VMMs and pagers.
     pub pids: HashSet<i32>,
+    /// Their network slots.
+    pub slots: HashSet<u32>,
 }
 
 /// Ends all VMMs and pagers of this data folder, but for the `spared`, and removes their folders.
@@ -67,6 +70,7 @@ pub async fn sweep(layout: &Layout, spared: &Spared) -> io::Result<Swept> {
     let names = spared.folders.iter().filter_map(|folder| folder.file_name());
     let groups = names.map(|name| format!("{}{}", layout.mark(), name.to_string_lossy())).collect();
     cgroup::sweep(&layout.mark(), &groups);
+    router::sweep(&layout.router(), &layout.mark(), &spared.slots).map_err(io::Error::other)?;
     for folder in folders {
         fs::remove_dir_all(&folder)?;
         swept.folders += 1;

@@ -57,13 +57,17 @@ impl Launcher {
         }
         let mut processes = processes.into_iter();
         let process = processes.next().ok_or_else(|| host("its process")(io::ErrorKind::NotFound.into()))?;
-        let netns = Netns::of_process(process.pid()).map_err(host("its network namespace"))?;
+        let netns = match record.slot {
+            Some(slot) => self.slots.adopt(slot, process.pid())?,
+            None => Netns::of_process(process.pid()).map_err(host("its network namespace"))?,
+        };
         let connected = match record.engine.as_str() {
             "qemu" => connect_qemu(&folder).await,
             "firecracker" => self.connect_firecracker(&folder, &record).await,
             other => return Err(host("its engine")(io::Error::other(format!("`{other}` is unknown")))),
         };
-        let (control, running) = connected.map_err(|error| host("its control socket")(io::Error::other(error)))?;
+        let (control, running) =
+            connected.map_err(|error| host("its control socket")(io::Error::other(error)))?;
         let vmm = Vmm {
             control,
             netns: Arc::new(netns),

@@ -67,6 +67,7 @@ impl Vmm {
 
     /// Leaves it, with its pager, its network and its files, to the next agent.
     pub fn let_go(mut self) {
+        self.netns.let_go();
         self.left = true;
     }
 

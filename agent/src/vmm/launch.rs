@@ -22,7 +22,10 @@ use crate::{
         image::{BuildRam, Image},
         pager,
     },
-    network::netns::{Netns, NetworkError},
+    network::{
+        netns::{Netns, NetworkError},
+        slots::Slots,
+    },
     reaper::{Reaper, Remains},
     snapshot::store::{Snapshot, name},
 };
@@ -91,6 +94,8 @@ pub struct Launcher {
     pub layout: Layout,
     /// Takes over what is left of VMMs.
     pub reaper: Reaper,
+    /// Where VMMs have their network from.
+    pub slots: Slots,
     /// Where VMMs' control groups are made; none where the host has none to divide.
     pub(super) groups: Option<Groups>,
     /// Whether Firecrackers' differential snapshots can be read here.
@@ -122,6 +127,7 @@ impl Launcher {
         reaper: Reaper,
         helper: PathBuf,
         uids: (u32, usize),
+        slots: Slots,
     ) -> Result<Self, LaunchError> {
         let preload = helper.with_file_name("libhearth_preload.so");
         File::open(&preload)
@@ -146,6 +152,7 @@ impl Launcher {
             engine,
             layout,
             reaper,
+            slots,
             groups,
             tells_holes,
             preload,
@@ -292,7 +299,7 @@ impl Launcher {
         let (vmm_name, folder) = self.folder()?;
         self.bound(&vmm_name, start.size, &mut uid)?;
         let disk = folder.upper(upper, uid.id())?;
-        let (netns, tap) = Netns::create()?;
+        let (netns, tap) = self.slots.take()?;
         let listener = UnixListener::bind(folder.0.join("qmp.sock")).map_err(host("the control socket"))?;
         let console = folder.0.join("console.log");
         let mut binds = start.binds;
@@ -367,9 +374,9 @@ impl Launcher {
     pub(super) fn record(&self, started: Started, snapshot: Option<String>) -> Result<Spawned, LaunchError> {
         let Started { folder, processes, netns, uid, image } = started;
         let records = processes.iter().map(|process| ProcessRecord::from(&**process)).collect();
-        let mut record =
-            Record::new(self.boot_id.clone(), records, uid.id(), self.engine.name(), snapshot);
+        let mut record = Record::new(self.boot_id.clone(), records, uid.id(), self.engine.name(), snapshot);
         record.image = image.as_ref().map(|image| image.name());
+        record.slot = netns.slot();
         let folder = folder.keep();
         if let Err(source) = ledger::write(&folder, &record) {
             self.reaper.bury(Remains { processes, folder, uid: Some(uid), image });

@@ -47,6 +47,8 @@ impl GuestNetwork {
     pub const GUEST_MAC: [u8; 6] = [0x02, 0x48, 0x45, 0, 0, 2];
     /// The tap's MAC address.
     pub const HOST_MAC: [u8; 6] = [0x02, 0x48, 0x45, 0, 0, 1];
+    /// Whom the guest asks for names: the router, where it listens for capsules that may reach anything.
+    pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 203, 1, 1);
     /// The tap's name.
     pub const TAP: &'static str = "tap0";
 

@@ -70,10 +70,11 @@ fn kernel_command_line(clock: &str) -> String {
         "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t mitigations=off init_on_alloc=0 nowatchdog \
          transparent_hugepage=never cpuidle.off=1 rcupdate.rcu_normal_after_boot=1 psi=0 lsm= audit=0 \
          kfence.sample_interval=0 {clock} \
-         hearth.ip={}/{} hearth.gw={}",
+         hearth.ip={}/{} hearth.gw={} hearth.dns={}",
         GuestNetwork::GUEST,
         GuestNetwork::PREFIX,
         GuestNetwork::HOST,
+        GuestNetwork::RESOLVER,
     )
 }
 

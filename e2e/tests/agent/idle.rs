@@ -1,6 +1,6 @@
 //! Capsules that pause or end by themselves: idle ones, and those whose lifetime is over.
 
-use crate::{damage::Small, folder};
+use crate::{folder, small::Small};
 use hearth_e2e::{agent::TestAgent, leftovers, process::until};
 use hearth_proto::{
     id::CapsuleId,

@@ -1,9 +1,12 @@
 //! An agent that follows a script: its host has no VMM, only a table of capsules.
 
-use hearth_proto::wire::agent::{
-    self, Capsule, CapsuleState, TemplateProgress,
-    agent_server::{Agent, AgentServer},
-    template_progress::Progress,
+use hearth_proto::wire::{
+    agent::{
+        self, Capsule, CapsuleState, TemplateProgress,
+        agent_server::{Agent, AgentServer},
+        template_progress::Progress,
+    },
+    port::PortBytes,
 };
 use hearth_service::socket;
 use std::{
@@ -189,6 +192,7 @@ impl Agent for Scripted {
     type WatchHostStream = Streamed<Capsule>;
     type ExecStream = Streamed<hearth_proto::wire::process::ExecEvent>;
     type ExecuteStream = Streamed<agent::ExecuteEvent>;
+    type ConnectPortStream = Streamed<PortBytes>;
 
     async fn get_host(&self, _: Request<agent::GetHostRequest>) -> Result<Response<agent::Host>, Status> {
         Ok(Response::new(agent::Host {
@@ -348,6 +352,13 @@ impl Agent for Scripted {
         &self,
         _: Request<agent::SetTimeoutsRequest>,
     ) -> Result<Response<agent::SetTimeoutsReply>, Status> {
+        Err(Status::unimplemented("not pool-manager's call"))
+    }
+
+    async fn connect_port(
+        &self,
+        _: Request<tonic::Streaming<PortBytes>>,
+    ) -> Result<Response<Self::ConnectPortStream>, Status> {
         Err(Status::unimplemented("not pool-manager's call"))
     }
 

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     engine::firecracker::Version,
     memory::image::{BuildRam, Image},
-    network::{netns::Netns, tap},
+    network::tap,
     reaper::Remains,
     snapshot::store::{Snapshot, name},
     vmm::{
@@ -144,7 +144,7 @@ fn spawn(
 ) -> Result<(Spawned, Api, PathBuf), LaunchError> {
     let (id, folder) = launcher.folder()?;
     let disk = folder.upper(&start.upper, uid.id())?;
-    let (netns, tap) = Netns::create()?;
+    let (netns, tap) = launcher.slots.take()?;
     tap::give(tap, uid.id()).map_err(host("the tap"))?;
     let program = &launcher.engine.program;
     let mut jail = Jail::create(&folder.0, program, &id).map_err(host("the jail"))?;

@@ -31,10 +31,11 @@ fn kernel_command_line() -> String {
     format!(
         "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k pci=off i8042.noaux i8042.nomux i8042.dumbkbd \
          mitigations=off init_on_alloc=0 nowatchdog transparent_hugepage=never \
-         rcupdate.rcu_normal_after_boot=1 hearth.ip={}/{} hearth.gw={}",
+         rcupdate.rcu_normal_after_boot=1 hearth.ip={}/{} hearth.gw={} hearth.dns={}",
         GuestNetwork::GUEST,
         GuestNetwork::PREFIX,
         GuestNetwork::HOST,
+        GuestNetwork::RESOLVER,
     )
 }
 
