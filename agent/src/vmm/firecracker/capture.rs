@@ -35,6 +35,22 @@ impl Life {
         let can_differ = tells_holes && version.has_sound_log(ram_bytes);
         Self { ram_bytes, under, can_differ, is_complete: AtomicBool::new(true) }
     }
+
+    /// Of one that runs already, started by an agent that is gone: its first capture is a full snapshot.
+    pub fn unknown(size: Size, version: Version, tells_holes: bool) -> Self {
+        let is_complete = AtomicBool::new(false);
+        Self { is_complete, ..Self::new(size, version, tells_holes, None) }
+    }
+
+    /// Whether the next snapshot is a differential one. Until a capture has succeeded, the one after it is not.
+    fn begin(&self) -> bool {
+        let was_complete = self.is_complete.swap(false, Ordering::SeqCst);
+        self.can_differ && was_complete
+    }
+
+    fn succeeded(&self) {
+        self.is_complete.store(true, Ordering::SeqCst);
+    }
 }
 
 impl Firecracker {
@@ -42,7 +58,7 @@ impl Firecracker {
     /// instant. After a failure it can run on, and be captured again.
     pub(in crate::vmm) async fn capture(&self, state: &Path) -> Result<Dump, FirecrackerError> {
         let life = &self.life;
-        let differs = life.can_differ && life.is_complete.swap(false, Ordering::SeqCst);
+        let differs = life.begin();
         let (saved, written) = (self.inside(path::SAVED), self.inside(path::WRITTEN));
         // A file that a failed call left. The jailed user's folder: removing follows no link.
         let stale = if differs { vec![saved.clone()] } else { vec![saved.clone(), written.clone()] };
@@ -71,7 +87,7 @@ impl Firecracker {
                 return Err(error);
             }
         };
-        life.is_complete.store(true, Ordering::SeqCst);
+        life.succeeded();
         let to = state.to_owned();
         blocking(move || take_out(&saved, &to).and(remove(&saved))).await?;
         let under = life.under.as_ref().map(File::try_clone).transpose()?;
@@ -117,6 +133,20 @@ mod tests {
         remove(&path("link")).unwrap();
         remove(&path("link")).unwrap();
         assert!(path("memory").exists());
+    }
+
+    #[test]
+    fn after_a_failure_and_of_an_unknown_one_the_snapshot_is_full() {
+        let (size, version) = (Size { vcpus: 1, memory_mb: 512 }, Version::parse("1.12.1").unwrap());
+        let life = Life::new(size, version, true, None);
+        assert!(life.begin(), "nothing was forgotten yet");
+        assert!(!life.begin(), "that one failed, or was given up");
+        life.succeeded();
+        assert!(life.begin());
+        let life = Life::unknown(size, version, true);
+        assert!(!life.begin());
+        life.succeeded();
+        assert!(life.begin());
     }
 
     #[test]
