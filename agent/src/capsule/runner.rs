@@ -31,6 +31,8 @@ use tracing::Instrument;
 
 /// Messages that may wait for the task.
 const QUEUE: usize = 32;
+/// Between a pager's end and its VMM's, when it was the VMM that died.
+const VMM_AFTER_PAGER: Duration = Duration::from_millis(500);
 /// How often a running guest is asked for its health, which also keeps its clock.
 const HEALTH_PERIOD: Duration = Duration::from_secs(10);
 
@@ -238,6 +240,10 @@ impl Runner {
                     return Turn::Ended(End::Died(ended("the VMM", vmm.process.reap(), &vmm.log())));
                 }
                 _ = pager_exited(vmm) => {
+                    // A dying VMM closes its files, which ends its pager, before it has ended itself.
+                    if time::timeout(VMM_AFTER_PAGER, vmm.process.exited()).await.is_ok() {
+                        continue;
+                    }
                     let how = vmm.pager.as_ref().and_then(|pager| pager.reap());
                     return Turn::Ended(End::Died(ended("its pager", how, &vmm.pager_log())));
                 }

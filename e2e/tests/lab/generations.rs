@@ -11,8 +11,12 @@ use nix::{
 use std::{
     collections::HashMap,
     fs,
+    io::{Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
+
+/// Left to the filesystem's own bookkeeping when a large file is made.
+const MARGIN: u64 = 4 << 20;
 
 /// A value, memory to hash, a file in a working folder, a process.
 const SET_UP: &str = r#"
@@ -205,9 +209,15 @@ async fn what_was_written_before_between_and_after_failed_captures_is_there() {
 /// Fills the filesystem of `folder` but for so much, until the file is removed.
 fn fill(folder: &Path, left_kb: u64) -> PathBuf {
     let path = folder.join("filler");
-    let room = nix::sys::statvfs::statvfs(folder).unwrap();
-    let free = room.blocks_available() * room.fragment_size() - (left_kb << 10);
-    let file = fs::File::create(&path).unwrap();
-    nix::fcntl::posix_fallocate(&file, 0, i64::try_from(free).unwrap()).unwrap();
+    let left = || {
+        let room = nix::sys::statvfs::statvfs(folder).unwrap();
+        room.blocks_available() * room.fragment_size()
+    };
+    let mut file = fs::File::create(&path).unwrap();
+    // Most of it at once; the filesystem takes some for itself.
+    let most = left().saturating_sub((left_kb << 10) + MARGIN);
+    nix::fcntl::posix_fallocate(&file, 0, i64::try_from(most).unwrap()).unwrap();
+    file.seek(SeekFrom::End(0)).unwrap();
+    while left_kb << 10 < left() && file.write_all(&[1; 4096]).is_ok() {}
     path
 }
