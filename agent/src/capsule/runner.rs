@@ -38,6 +38,8 @@ use tracing::Instrument;
 
 /// Messages that may wait for the task.
 const QUEUE: usize = 32;
+/// Between a pager's end and its VMM's, when it was the VMM that died.
+const VMM_AFTER_PAGER: Duration = Duration::from_millis(500);
 
 /// What a restore is asked for.
 #[derive(Debug)]
@@ -287,6 +289,10 @@ impl Runner {
                     return Turn::Ended(End::Died(ended(who, vmm.process.reap(), &vmm.log())));
                 }
                 _ = pager_exited(vmm) => {
+                    // A dying VMM closes its files, which ends its pager, before it has ended itself.
+                    if time::timeout(VMM_AFTER_PAGER, vmm.process.exited()).await.is_ok() {
+                        continue;
+                    }
                     let how = vmm.pager.as_ref().and_then(|pager| pager.reap());
                     return Turn::Ended(End::Died(ended("its pager", how, &vmm.pager_log())));
                 }

@@ -1,9 +1,8 @@
-//! Captures of a restored Firecracker: a differential snapshot of what was written since the last one, into a file of
-//! its life's whole difference.
+//! Captures of a restored Firecracker: a differential snapshot of what was written since its restore, once in a life.
 //!
-//! Firecracker forgets its log of written pages at each snapshot, and may do so at one that fails. So what the log and
-//! the file hold together is complete only after a call that succeeded (or none yet); otherwise the next snapshot is a
-//! full one, which needs no log. The same goes for a Firecracker of which nothing is known.
+//! Firecracker forgets its log of written pages at each snapshot, and may do so at one that fails. So the log is whole
+//! only until the first one; each later snapshot is a full one, which needs no log (decision 0016 has why it is not a
+//! second difference). The same goes for a Firecracker of which nothing is known.
 
 use super::{Firecracker, FirecrackerError, api::SnapshotCreate, blocking, machine::path, take_out};
 use crate::{engine::firecracker::Version, memory::dumped::Dump, vmm::machine::Size};
@@ -24,8 +23,8 @@ pub struct Life {
     under: Option<File>,
     /// Whether a differential snapshot is of use here at all.
     can_differ: bool,
-    /// Whether all that was written is in the memory file or in Firecracker's log.
-    is_complete: AtomicBool,
+    /// Whether all that was written is in Firecracker's log.
+    has_log: AtomicBool,
 }
 
 impl Life {
@@ -33,12 +32,19 @@ impl Life {
     pub fn new(size: Size, version: Version, tells_holes: bool, under: Option<File>) -> Self {
         let ram_bytes = size.ram_bytes();
         let can_differ = tells_holes && version.has_sound_log(ram_bytes);
-        Self { ram_bytes, under, can_differ, is_complete: AtomicBool::new(true) }
+        Self { ram_bytes, under, can_differ, has_log: AtomicBool::new(true) }
     }
 
-    /// Of one that an earlier agent captured, or not: its first snapshot is a full one.
+    /// Of one that runs already, started by an agent that is gone: its first capture is a full snapshot.
     pub fn unknown(size: Size, version: Version, tells_holes: bool) -> Self {
-        Self { is_complete: AtomicBool::new(false), ..Self::new(size, version, tells_holes, None) }
+        let has_log = AtomicBool::new(false);
+        Self { has_log, ..Self::new(size, version, tells_holes, None) }
+    }
+
+    /// Whether the snapshot that is about to be made is a differential one: the first of a life is.
+    fn begin(&self) -> bool {
+        let had_log = self.has_log.swap(false, Ordering::SeqCst);
+        self.can_differ && had_log
     }
 }
 
@@ -47,10 +53,10 @@ impl Firecracker {
     /// instant. After a failure it can run on, and be captured again.
     pub(in crate::vmm) async fn capture(&self, state: &Path) -> Result<Dump, FirecrackerError> {
         let life = &self.life;
-        let differs = life.can_differ && life.is_complete.swap(false, Ordering::SeqCst);
+        let differs = life.begin();
         let (saved, written) = (self.inside(path::SAVED), self.inside(path::WRITTEN));
         // A file that a failed call left. The jailed user's folder: removing follows no link.
-        let stale = if differs { vec![saved.clone()] } else { vec![saved.clone(), written.clone()] };
+        let stale = [saved.clone(), written.clone()];
         blocking(move || stale.iter().try_for_each(|path| remove(path))).await?;
         let create = SnapshotCreate {
             snapshot_type: if differs { "Diff" } else { "Full" },
@@ -76,9 +82,9 @@ impl Firecracker {
                 return Err(error);
             }
         };
-        life.is_complete.store(true, Ordering::SeqCst);
         let to = state.to_owned();
-        blocking(move || take_out(&saved, &to).and(remove(&saved))).await?;
+        // The memory is read by its descriptor; nobody else needs its name.
+        blocking(move || take_out(&saved, &to).and(remove(&saved)).and(remove(&written))).await?;
         let under = life.under.as_ref().map(File::try_clone).transpose()?;
         Ok(Dump { memory, is_whole: !differs, under })
     }
@@ -122,6 +128,20 @@ mod tests {
         remove(&path("link")).unwrap();
         remove(&path("link")).unwrap();
         assert!(path("memory").exists());
+    }
+
+    #[test]
+    fn after_a_failure_and_of_an_unknown_one_the_snapshot_is_full() {
+        let (size, version) = (Size { vcpus: 1, memory_mb: 512 }, Version::parse("1.12.1").unwrap());
+        let life = Life::new(size, version, true, None);
+        assert!(life.begin(), "nothing was forgotten yet");
+        assert!(!life.begin(), "that one failed, or was given up");
+        life.succeeded();
+        assert!(life.begin());
+        let life = Life::unknown(size, version, true);
+        assert!(!life.begin());
+        life.succeeded();
+        assert!(life.begin());
     }
 
     #[test]
