@@ -25,7 +25,7 @@ use std::{
 
 const MKFS: &str = "/usr/sbin/mkfs.xfs";
 const MOUNT: &str = "/usr/bin/mount";
-/// Capsules' files are data: nothing on it is a device or a program. What is deleted is given back to the host (discard).
+/// Capsules' files are data: nothing on it is a device or a program. `discard` gives back to the host what is deleted.
 const OPTIONS: &str = "loop,nodev,nosuid,noexec,noatime,discard";
 /// Smallest XFS that is worth it; its log alone takes 64 MiB.
 pub const SIZE_MB_MIN: u64 = 1024;
@@ -60,8 +60,8 @@ pub enum StoreFsError {
     },
     /// The other kind of store has something in it.
     #[error(
-        "HEARTH_STORE_FS={asked}, but {folder} holds capsules or snapshots of a store that is {is}: start once more with \
-         {is}, destroy them and their snapshots, stop, and change the setting then"
+        "HEARTH_STORE_FS={asked}, but {folder} holds capsules or snapshots of a store that is {is}: start once more \
+         with {is}, destroy them and their snapshots, stop, and change the setting then"
     )]
     InUse {
         /// What was asked for.
