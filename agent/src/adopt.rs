@@ -24,11 +24,7 @@ use crate::{
 use futures::StreamExt;
 use hearth_proto::id::CapsuleId;
 use plan::{Found, Verdict};
-use std::{
-    collections::HashMap,
-    io,
-    sync::Arc,
-};
+use std::{collections::HashMap, io, sync::Arc};
 use survey::Survivor;
 
 /// VMMs that are taken over at once: each takes some milliseconds, one that does not answer ten seconds.
@@ -75,7 +71,8 @@ fn adopted(outcome: &'static str) {
 impl Inheritance {
     /// What a sweep must leave alone.
     pub fn spared(&self) -> Spared {
-        let pids = self.adopt.iter().flat_map(|survivor| survivor.processes.iter().map(|process| process.pid()));
+        let pids =
+            self.adopt.iter().flat_map(|survivor| survivor.processes.iter().map(|process| process.pid()));
         Spared {
             folders: self.adopt.iter().map(|survivor| survivor.folder.clone()).collect(),
             pids: pids.collect(),
@@ -96,10 +93,15 @@ impl Inheritance {
             handles.push(survivor::failed(parts, life.facts(id), reason));
         }
         let taken = adopt.into_iter().map(|survivor| take_over(parts, survivor));
-        let taken: Vec<Option<Handle>> = futures::stream::iter(taken).buffer_unordered(AT_ONCE).collect().await;
+        let taken: Vec<Option<Handle>> =
+            futures::stream::iter(taken).buffer_unordered(AT_ONCE).collect().await;
         let living = taken.iter().flatten().filter(|handle| handle.state().is_living()).count();
         if !taken.is_empty() || !handles.is_empty() {
-            tracing::info!(adopted = living, failed = handles.len() + taken.len() - living, "capsules of an earlier agent");
+            tracing::info!(
+                adopted = living,
+                failed = handles.len() + taken.len() - living,
+                "capsules of an earlier agent"
+            );
         }
         for handle in handles.into_iter().chain(taken.into_iter().flatten()) {
             if !parts.registry.adopt(handle.clone()) {

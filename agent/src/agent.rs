@@ -131,8 +131,9 @@ impl Agent {
         let engine = choose_engine(&config, &helper).await?;
         let paused = PausedRecords::open(&layout.paused())?;
         let inheritance = inherit(&layout, &paused)?;
-        let swept =
-            sweep(&layout, &inheritance.spared()).await.map_err(host("sweeping what an earlier agent left"))?;
+        let swept = sweep(&layout, &inheritance.spared())
+            .await
+            .map_err(host("sweeping what an earlier agent left"))?;
         report(&swept);
         let (parts, reaper) = build(config, engine, &layout, paused, helper)?;
         for id in &inheritance.outdated {
@@ -257,8 +258,7 @@ fn build(
     let slots = config.max_capsules + config.parked * 4 + 4;
     let reaper = Reaper::start(slots);
     let host_facts = host_facts(&engine, layout)?;
-    let launcher =
-        Launcher::new(engine, layout.clone(), reaper.clone(), helper, (config.uid_base, slots))?;
+    let launcher = Launcher::new(engine, layout.clone(), reaper.clone(), helper, (config.uid_base, slots))?;
     let launcher = Arc::new(launcher);
     let shutdown = Shutdown::new();
     let parking = Parking::start(launcher.clone(), images.clone(), config.parked, &shutdown);

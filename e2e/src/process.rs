@@ -104,7 +104,8 @@ impl Drop for Hearth {
             let _ = self.child.wait();
             // Nor may its capsules, mount and database; the test has failed already and says why.
             if let Ok(program) = program() {
-                let _ = Command::new(program).args(["down", "--destroy"]).env("HEARTH_DIR", &self.dir).output();
+                let _ =
+                    Command::new(program).args(["down", "--destroy"]).env("HEARTH_DIR", &self.dir).output();
             }
         }
         if std::thread::panicking() {

@@ -137,7 +137,10 @@ impl Service {
         self.ended = true;
         if clean.is_none_or(|status| !status.success()) {
             // It may have left VMMs and a mount.
-            let swept = Command::new(&self.program).args(["down", "--destroy"]).env("HEARTH_DIR", &self.dir).status()?;
+            let swept = Command::new(&self.program)
+                .args(["down", "--destroy"])
+                .env("HEARTH_DIR", &self.dir)
+                .status()?;
             let log = self.log();
             fs::remove_dir_all(&self.dir).with_context(|| format!("removing {}", self.dir.display()))?;
             bail!("hearth up did not stop cleanly ({clean:?}; hearth down: {swept}); its log ends:\n{log}");

@@ -148,7 +148,10 @@ mod tests {
         }
         let told = one(found(id, Phase::Failed, true, 1), &HashMap::new());
         assert_eq!(told.0, Verdict::Failed("told".to_owned()));
-        let parked = Found { record: Record { capsule: None, life: None, ..found(id, Phase::Parked, false, 1).record }, dead: None };
+        let parked = Found {
+            record: Record { capsule: None, life: None, ..found(id, Phase::Parked, false, 1).record },
+            dead: None,
+        };
         assert!(matches!(one(parked, &HashMap::new()).0, Verdict::Sweep(_)));
     }
 
@@ -160,7 +163,10 @@ mod tests {
                 for generation in ["gen-new", OWN] {
                     let (verdict, outdated) = one(found(id, phase, dead, 1), &paused(id, generation));
                     assert_eq!(verdict == Verdict::Adopt, outdated, "{phase:?} {dead} {generation}");
-                    assert!(!matches!(verdict, Verdict::Failed(_)), "nothing is lost: {phase:?} {dead} {generation}");
+                    assert!(
+                        !matches!(verdict, Verdict::Failed(_)),
+                        "nothing is lost: {phase:?} {dead} {generation}"
+                    );
                 }
             }
         }

@@ -87,7 +87,10 @@ mod tests {
         let pid = child.id() as i32;
         let start = start_ticks(pid).unwrap();
         assert!(living(&ProcessRecord { pid, start_ticks: start }).is_some());
-        assert!(living(&ProcessRecord { pid, start_ticks: start + 1 }).is_none(), "another process of this pid");
+        assert!(
+            living(&ProcessRecord { pid, start_ticks: start + 1 }).is_none(),
+            "another process of this pid"
+        );
         let vmms = tempfile::tempdir().unwrap();
         let record = |boot_id: String, pager: u64| {
             let mut processes = vec![ProcessRecord { pid, start_ticks: start }];

@@ -76,9 +76,12 @@ pub(super) async fn capsules(parts: &Parts, on_stop: OnStop, users: Option<&Hash
 fn is_users(capsule: &Handle, users: Option<&HashSet<CapsuleId>>) -> bool {
     let runs = match capsule.state() {
         State::Running | State::Pausing | State::Resuming | State::Snapshotting => true,
-        State::Starting | State::Parked | State::Paused | State::Stopping | State::Stopped | State::Failed(_) => {
-            false
-        }
+        State::Starting
+        | State::Parked
+        | State::Paused
+        | State::Stopping
+        | State::Stopped
+        | State::Failed(_) => false,
     };
     runs && users.is_none_or(|users| users.contains(&capsule.facts.id))
 }

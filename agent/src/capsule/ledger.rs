@@ -135,7 +135,17 @@ impl Record {
         snapshot: Option<String>,
     ) -> Self {
         let engine = engine.to_owned();
-        Self { version: VERSION, boot_id, processes, uid, engine, image: None, snapshot, capsule: None, life: None }
+        Self {
+            version: VERSION,
+            boot_id,
+            processes,
+            uid,
+            engine,
+            image: None,
+            snapshot,
+            capsule: None,
+            life: None,
+        }
     }
 }
 
@@ -212,7 +222,10 @@ mod tests {
         for (text, word) in [(r#"{"version": 1, "boot_id": "x"}"#, "version 1"), ("{", "EOF"), ("[]", "")] {
             fs::write(folder.path().join(FILE), text).unwrap();
             let error = read(folder.path()).unwrap_err();
-            assert!(error.kind() == io::ErrorKind::InvalidData && error.to_string().contains(word), "{error}");
+            assert!(
+                error.kind() == io::ErrorKind::InvalidData && error.to_string().contains(word),
+                "{error}"
+            );
         }
     }
 }

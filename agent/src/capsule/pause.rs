@@ -260,7 +260,9 @@ impl Runner {
                     }
                     Some(Turn::Ended(End::Destroyed(vec![reply])))
                 }
-                Message::Leave(reply) | Message::LetGo(reply) | Message::GiveUp(_, reply) => Some(Turn::Ended(End::Left(Some(reply)))),
+                Message::Leave(reply) | Message::LetGo(reply) | Message::GiveUp(_, reply) => {
+                    Some(Turn::Ended(End::Left(Some(reply))))
+                }
                 other @ (Message::Claim(_) | Message::Measure(_)) => {
                     self.refuse(other);
                     None

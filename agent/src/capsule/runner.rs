@@ -124,7 +124,8 @@ impl Runner {
         let (state, state_watch) = watch::channel(state);
         let (guest, guest_watch) = watch::channel(None);
         let wakes = Arc::default();
-        let handle = Handle { facts: Arc::new(facts), messages, state: state_watch, guest: guest_watch, wakes };
+        let handle =
+            Handle { facts: Arc::new(facts), messages, state: state_watch, guest: guest_watch, wakes };
         (Self { parts: parts.clone(), handle: handle.clone(), queue, state, guest, settings }, handle)
     }
 

@@ -77,7 +77,9 @@ impl Runner {
             };
             match settled {
                 Ok(()) => return Ok(()),
-                Err(reason) if !life.vmm.is_alive() || SETTLE_DEADLINE < start.elapsed() => return Err(reason),
+                Err(reason) if !life.vmm.is_alive() || SETTLE_DEADLINE < start.elapsed() => {
+                    return Err(reason);
+                }
                 Err(reason) => tracing::debug!(reason, "the guest is not settled yet"),
             }
             time::sleep(SETTLE_PAUSE).await;
@@ -94,7 +96,8 @@ mod tests {
         assert_eq!(state(Phase::Parked, false), State::Parked);
         assert_eq!(state(Phase::Parked, true), State::Running, "claimed");
         assert_eq!(state(Phase::Running, true), State::Running);
-        for (phase, running) in [(Phase::Capturing, true), (Phase::Capturing, false), (Phase::Running, false)] {
+        for (phase, running) in [(Phase::Capturing, true), (Phase::Capturing, false), (Phase::Running, false)]
+        {
             assert_eq!(state(phase, running), State::Snapshotting, "uses wait until it is undone");
         }
     }

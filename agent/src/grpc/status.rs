@@ -50,7 +50,9 @@ impl From<AgentError> for Status {
             AgentError::Capture(CaptureError::Engine) => Code::Unimplemented,
             AgentError::Launch(_)
             | AgentError::Vmm(_)
-            | AgentError::Guest(GuestError::Randomness(_) | GuestError::Rehearsal(_) | GuestError::Token(_))
+            | AgentError::Guest(
+                GuestError::Randomness(_) | GuestError::Rehearsal(_) | GuestError::Token(_),
+            )
             | AgentError::Capture(_)
             | AgentError::Paused(_)
             | AgentError::Store(_)

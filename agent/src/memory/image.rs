@@ -110,7 +110,8 @@ impl Images {
         let options = format!("size={budget_mb}m,mode=0711,huge=never");
         let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
         let tmpfs = |flags| {
-            mount(Some("hearth-images"), folder, Some("tmpfs"), flags, Some(options.as_str())).map_err(io::Error::from)
+            mount(Some("hearth-images"), folder, Some("tmpfs"), flags, Some(options.as_str()))
+                .map_err(io::Error::from)
         };
         if !is_mount_point(folder).map_err(fail)? {
             tmpfs(flags).map_err(fail)?;
@@ -148,7 +149,10 @@ impl Images {
         }
         let meta = fs::symlink_metadata(&path).map_err(fail)?;
         if !meta.is_file() || meta.len() != ram_bytes {
-            return Err(fail(io::Error::new(io::ErrorKind::InvalidData, "it has not the size of its memory")));
+            return Err(fail(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it has not the size of its memory",
+            )));
         }
         // Filled ahead when it was fresh.
         let image = Arc::new(Image { path: path.clone(), used: AtomicBool::new(true) });

@@ -60,7 +60,8 @@ impl Launcher {
             "firecracker" => self.connect_firecracker(&folder, record.uid).await,
             other => return Err(host("its engine")(io::Error::other(format!("`{other}` is unknown")))),
         };
-        let (control, running) = connected.map_err(|error| host("its control socket")(io::Error::other(error)))?;
+        let (control, running) =
+            connected.map_err(|error| host("its control socket")(io::Error::other(error)))?;
         let vmm = Vmm {
             control,
             netns: Arc::new(netns),

@@ -353,8 +353,7 @@ impl Launcher {
     pub(super) fn record(&self, started: Started, snapshot: Option<String>) -> Result<Spawned, LaunchError> {
         let Started { folder, processes, netns, uid, image } = started;
         let records = processes.iter().map(|process| ProcessRecord::from(&**process)).collect();
-        let mut record =
-            Record::new(self.boot_id.clone(), records, uid.id(), self.engine.name(), snapshot);
+        let mut record = Record::new(self.boot_id.clone(), records, uid.id(), self.engine.name(), snapshot);
         record.image = image.as_ref().map(|image| image.name());
         let folder = folder.keep();
         if let Err(source) = ledger::write(&folder, &record) {

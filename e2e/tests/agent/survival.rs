@@ -98,6 +98,7 @@ async fn capsules_live_on_over_kill_nine_and_upgrade_under_load() {
         }
         drop(agent);
         agent = TestAgent::start(dir.path(), &settings).await.unwrap();
+        agent.ensure_code().await.unwrap();
         let states = [one, parked, busy, paused].map(|id| (id, agent.client.clone()));
         let mut seen = Vec::new();
         for (id, mut client) in states {
@@ -122,7 +123,6 @@ async fn capsules_live_on_over_kill_nine_and_upgrade_under_load() {
         }
     }
     // What was taken over can be paused, resumed and copied like any other.
-    agent.ensure_code().await.unwrap();
     agent.pause(one).await.unwrap();
     agent.resume(one).await.unwrap();
     let (copies, _) = agent.fork(one, 1).await.unwrap();
@@ -160,7 +160,8 @@ async fn wherever_a_pause_or_resume_is_cut_the_capsule_is_there_afterwards() {
         });
         tokio::time::sleep(Duration::from_millis(after_ms)).await;
         agent.process.kill().unwrap();
-        let answered = tokio::time::timeout(HEARD, call).await.expect("its caller hears of it").unwrap().is_ok();
+        let answered =
+            tokio::time::timeout(HEARD, call).await.expect("its caller hears of it").unwrap().is_ok();
         drop(agent);
         agent = TestAgent::start(dir.path(), &settings).await.unwrap();
         let state = agent.get(id).await.unwrap().state();
@@ -233,8 +234,7 @@ async fn deaths_are_told_whether_an_agent_ran_or_not() {
     let mut agent = TestAgent::start(dir.path(), &[("HEARTH_PARKED", "0")]).await.unwrap();
     assert!(failure(&mut agent, ids[0]).await.contains("the VMM ended while no agent ran"));
     assert!(failure(&mut agent, ids[1]).await.contains("its pager ended while no agent ran"));
-    let mut watched =
-        agent.client.watch_host(wire::WatchHostRequest {}).await.unwrap().into_inner();
+    let mut watched = agent.client.watch_host(wire::WatchHostRequest {}).await.unwrap().into_inner();
     let mut told = HashMap::new();
     for _ in 0..4 {
         let capsule = watched.message().await.unwrap().unwrap();
