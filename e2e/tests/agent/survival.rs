@@ -54,6 +54,28 @@ fn upgraded(dir: &Path) -> String {
     new.to_string_lossy().into_owned()
 }
 
+/// Ends the agent while a run in `busy` and a restore are under way, whose id it returns.
+async fn end_under_load(mut agent: TestAgent, busy: CapsuleId, kill: bool) -> CapsuleId {
+    let under_way = tokio::spawn(run(agent.client.clone(), busy));
+    let mut client = agent.client.clone();
+    let restored = CapsuleId::new();
+    let restore = tokio::spawn(async move {
+        let capsule_id = restored.to_string();
+        let request = wire::RestoreRequest { capsule_id, template: "code".into(), ..Default::default() };
+        client.restore(request).await.map(drop)
+    });
+    if kill {
+        agent.process.kill().unwrap();
+    } else {
+        agent.process.stop().unwrap();
+    }
+    let heard = tokio::time::timeout(HEARD, under_way).await.expect("its caller hears of it").unwrap();
+    heard.expect_err("a run cannot outlive its agent");
+    // It may have been done before.
+    let _ = tokio::time::timeout(HEARD, restore).await.expect("its caller hears of it").unwrap();
+    restored
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn capsules_live_on_over_kill_nine_and_upgrade_under_load() {
     let dir = folder();
@@ -70,45 +92,21 @@ async fn capsules_live_on_over_kill_nine_and_upgrade_under_load() {
     let mut rounds = 1;
     for next in ["", upgrade.as_str(), ""] {
         let parked = agent.restore(true).await.unwrap();
-        let under_way = tokio::spawn(run(agent.client.clone(), busy));
-        let mut client = agent.client.clone();
-        let restored = CapsuleId::new();
-        let restore = tokio::spawn(async move {
-            let capsule_id = restored.to_string();
-            let request = wire::RestoreRequest { capsule_id, template: "code".into(), ..Default::default() };
-            client.restore(request).await.map(drop)
-        });
-        let pids = [one, parked, busy].map(|id| processes(dir.path(), &id.to_string()));
-        let upgrading = !next.is_empty();
-        if upgrading {
-            // An agent that is told to stop says so to its callers; capsules are left by the setting below.
-            agent.process.stop().unwrap();
-        } else {
-            agent.process.kill().unwrap();
-        }
-        let heard = tokio::time::timeout(HEARD, under_way).await.expect("its caller hears of it").unwrap();
-        heard.expect_err("a run cannot outlive its agent");
-        // It may have been done before.
-        let _ = tokio::time::timeout(HEARD, restore).await.expect("its caller hears of it").unwrap();
-        assert!(pids.iter().flatten().all(|pid| is_alive(*pid)), "capsules outlive their agent");
+        let pids = || [one, parked, busy].map(|id| processes(dir.path(), &id.to_string()));
+        let were = pids();
+        let restored = end_under_load(agent, busy, next.is_empty()).await;
+        assert!(were.iter().flatten().all(|pid| is_alive(*pid)), "capsules outlive their agent");
         // The agent of the second round is the one that is asked to leave them.
         let mut settings = vec![("HEARTH_PARKED", "1"), ("HEARTH_ON_STOP", "leave")];
-        if upgrading {
-            settings.push(("HEARTH_BIN", next));
-        }
-        drop(agent);
+        settings.extend((!next.is_empty()).then_some(("HEARTH_BIN", next)));
         agent = TestAgent::start(dir.path(), &settings).await.unwrap();
-        agent.ensure_code().await.unwrap();
-        let states = [one, parked, busy, paused].map(|id| (id, agent.client.clone()));
         let mut seen = Vec::new();
-        for (id, mut client) in states {
-            let request = wire::GetCapsuleRequest { capsule_id: id.to_string(), usage: false };
-            seen.push(client.get_capsule(request).await.unwrap().into_inner().state());
+        for id in [one, parked, busy, paused] {
+            seen.push(agent.get(id).await.unwrap().state());
         }
         use CapsuleState::{Parked, Paused, Running};
         assert_eq!(seen, [Running, Parked, Running, Paused], "{}", agent.process.log());
-        let again = [one, parked, busy].map(|id| processes(dir.path(), &id.to_string()));
-        assert_eq!(again, pids, "the same VMMs and pagers");
+        assert_eq!(pids(), were, "the same VMMs and pagers");
         let got = agent.get(one).await.unwrap();
         assert_eq!((got.created_at_ms, &got.template), (before.created_at_ms, &before.template));
         rounds += 1;
@@ -121,12 +119,13 @@ async fn capsules_live_on_over_kill_nine_and_upgrade_under_load() {
             agent.python(restored, "print(1)").await.unwrap();
             agent.destroy(restored).await.unwrap();
         }
+        agent.ensure_code().await.unwrap();
     }
     // What was taken over can be paused, resumed and copied like any other.
     agent.pause(one).await.unwrap();
     agent.resume(one).await.unwrap();
     let (copies, _) = agent.fork(one, 1).await.unwrap();
-    assert!(agent.python(copies[0], "print(len(numbers))").await.unwrap() == rounds.to_string());
+    assert_eq!(agent.python(copies[0], "print(len(numbers))").await.unwrap(), rounds.to_string());
     assert_eq!(agent.python(one, CHECK_AND_CHANGE).await.unwrap(), format!("{} {one}", rounds + 1));
     agent.resume(paused).await.unwrap();
     assert_eq!(agent.python(paused, CHECK_AND_CHANGE).await.unwrap(), format!("2 {paused}"));
