@@ -65,6 +65,7 @@ impl Service {
         let child = command
             .arg("up")
             .env("HEARTH_DIR", dir)
+            .env("HEARTH_ON_STOP", "destroy")
             .env("HEARTH_CACHE", cache)
             .env("HEARTH_LISTEN", "127.0.0.1:0")
             .stdin(Stdio::null())
@@ -136,7 +137,10 @@ impl Service {
         self.ended = true;
         if clean.is_none_or(|status| !status.success()) {
             // It may have left VMMs and a mount.
-            let swept = Command::new(&self.program).arg("down").env("HEARTH_DIR", &self.dir).status()?;
+            let swept = Command::new(&self.program)
+                .args(["down", "--destroy"])
+                .env("HEARTH_DIR", &self.dir)
+                .status()?;
             let log = self.log();
             fs::remove_dir_all(&self.dir).with_context(|| format!("removing {}", self.dir.display()))?;
             bail!("hearth up did not stop cleanly ({clean:?}; hearth down: {swept}); its log ends:\n{log}");

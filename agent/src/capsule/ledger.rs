@@ -189,7 +189,7 @@ pub fn boot_id() -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{collections::HashMap, os::unix::fs::PermissionsExt};
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn what_is_written_is_read_by_root_only() {
@@ -199,6 +199,8 @@ mod tests {
         let mut record = Record::new(boot_id().unwrap(), processes, 520_000, "qemu", Some("key".to_owned()));
         write(folder.path(), &record).unwrap();
         record.capsule = Some(CapsuleId::new());
+        let mut settings = Settings::default();
+        settings.env.insert("KEY".to_owned(), "secret".to_owned());
         record.life = Some(LifeRecord {
             phase: Phase::Running,
             reason: String::new(),
@@ -208,10 +210,7 @@ mod tests {
             memory_mb: 512,
             created_at_ms: 5,
             base: Parent { key: "code-1".to_owned(), memory_xxh3: 6 },
-            settings: Settings {
-                env: HashMap::from([("KEY".to_owned(), "secret".to_owned())]),
-                ..Settings::default()
-            },
+            settings,
         });
         write(folder.path(), &record).unwrap();
         assert_eq!(read(folder.path()).unwrap(), Some(record.clone()));

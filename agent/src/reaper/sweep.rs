@@ -95,7 +95,9 @@ async fn end(pid: i32, started: Option<u64>) -> io::Result<bool> {
         return Ok(false);
     }
     let Ok(process) = Process::open(pid) else { return Ok(false) };
-    if !is_meant(started) {
+    // One that was just killed stays in the table until its parent asks for it.
+    if !is_meant(started) || process.has_ended() {
+        process.reap();
         return Ok(false);
     }
     process.kill()?;
