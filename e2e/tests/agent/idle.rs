@@ -85,7 +85,7 @@ async fn an_idle_capsule_whose_pause_fails_runs_on_and_is_paused_later() {
     let mut agent = TestAgent::start(dir.path(), &ALONE).await.unwrap();
     agent.ensure_code().await.unwrap();
     let id = agent.restore(false).await.unwrap();
-    agent.python(id, "kept = bytes(range(256)) * (80 << 10)").await.unwrap();
+    agent.python(id, "import os\nkept = os.urandom(20 << 20)").await.unwrap();
     // From now on there is more than fits.
     let wish = wire::SetTimeoutsRequest { idle_timeout_ms: Some(800), ..refresh(id) };
     agent.client.set_timeouts(wish).await.unwrap();
