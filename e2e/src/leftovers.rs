@@ -49,6 +49,8 @@ pub fn of(dir: &Path) -> Vec<String> {
         processes(dir).into_iter().map(|(pid, command)| format!("process {pid}: {command}")).collect();
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     found.extend(mounts.lines().filter(|line| line.contains(&folder)).map(|line| format!("mount {line}")));
+    let layout = hearth_agent::config::Layout::new(dir, dir);
+    found.extend(hearth_agent::network::router::remains(&layout.router(), &layout.mark()));
     for path in ["agent/vmms", "agent/images"] {
         for entry in fs::read_dir(dir.join(path)).into_iter().flatten().flatten() {
             found.push(format!("file {}", entry.path().display()));
