@@ -15,6 +15,7 @@
 
 pub mod activity;
 pub mod capture;
+mod death;
 pub mod disk;
 pub mod fork;
 pub mod handle;

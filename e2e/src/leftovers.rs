@@ -69,8 +69,9 @@ pub fn of(dir: &Path) -> Vec<String> {
             found.push(format!("loop device {}: {backing}", device.path().display()));
         }
     }
-    let mark = hearth_agent::config::Layout::new(dir, dir).mark();
-    let groups = hearth_agent::cgroup::left(&mark);
+    let layout = hearth_agent::config::Layout::new(dir, dir);
+    found.extend(hearth_agent::network::router::remains(&layout.router(), &layout.mark()));
+    let groups = hearth_agent::cgroup::left(&layout.mark());
     found.extend(groups.into_iter().map(|group| format!("control group {}", group.display())));
     for path in ["agent/vmms", "agent/images", "agent/store"] {
         for entry in fs::read_dir(dir.join(path)).into_iter().flatten().flatten() {

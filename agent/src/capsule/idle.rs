@@ -11,7 +11,10 @@ use crate::{
     error::AgentError,
     guest::{GuestError, Identity},
 };
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 use tokio::{sync::oneshot, time};
 
 /// A guest that has just answered is given this long to go on.
@@ -105,6 +108,8 @@ impl Runner {
             return None;
         }
         tracing::info!(reason, "pausing a capsule");
+        // An idle one is there again as soon as it is used; one whose time is over only when it is resumed.
+        self.handle.wakes.store(reason == "idle", Ordering::SeqCst);
         let (reply, answer) = oneshot::channel();
         let turn = self.pause_now(life, reply).await;
         match answer.await {

@@ -11,6 +11,7 @@
 
 use super::{
     capture::{self, CaptureError, Captured, Figures, Order, blocking},
+    death,
     handle::{Capture, Message, Reply, Shot},
     ledger::Phase,
     paused::PausedRecord,
@@ -174,9 +175,6 @@ impl Runner {
 
     /// The guest prepares, the vCPUs stop, the state is copied. After an error the capsule runs on, or is lost.
     async fn shoot(&mut self, life: &Life, key: &str, figures: &mut Figures) -> Result<Captured, Setback> {
-        if let Err(error) = life.vmm.enter(Phase::Capturing) {
-            return Err(Setback { error: CaptureError::record(error).into(), fatal: None });
-        }
         if self.handle.is_unresponsive() {
             return Err(Setback { error: AgentError::Unresponsive, fatal: None });
         }
@@ -184,8 +182,14 @@ impl Runner {
         if let Err(error) = capture::settle(&life.vmm).await {
             return Err(Setback { error: error.into(), fatal: None });
         }
+        if let Err(error) = life.vmm.enter(Phase::Capturing) {
+            return Err(Setback { error: CaptureError::record(error).into(), fatal: None });
+        }
         let prepared = tokio::select! {
             prepared = timeout(PREPARE_DEADLINE, life.guest.prepare(Vec::new())) => prepared,
+            reason = death::of(&life.vmm) => {
+                return Err(Setback { error: AgentError::Ended(reason.clone()), fatal: Some(reason) });
+            }
             // Whoever ends it does not wait for a guest that may never answer.
             () = self.handle.doomed.cancelled() => {
                 return Err(Setback { error: AgentError::Ended("destroyed".to_owned()), fatal: None });
@@ -239,12 +243,16 @@ impl Runner {
         life.vmm.resume().await.map_err(|error| error.to_string())?;
         let identity =
             Identity { hostname: self.handle.facts.id.to_string(), env: self.settings.env.clone() };
-        match life.guest.activate(identity).await {
+        let activated = tokio::select! {
+            activated = life.guest.activate(identity) => activated,
+            reason = death::of(&life.vmm) => return Err(reason),
+        };
+        match activated {
             Ok(_) => {
                 self.captured(life);
                 Ok(())
             }
-            Err(_) if !life.vmm.is_alive() => Err(format!("the VMM or its pager ended {}", life.vmm.log())),
+            Err(_) if !life.vmm.is_alive() => Err(death::of(&life.vmm).await),
             Err(error) => Err(error.to_string()),
         }
     }

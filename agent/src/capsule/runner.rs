@@ -2,6 +2,7 @@
 
 use super::{
     activity::Activities,
+    death,
     handle::{Facts, Handle, Measured, Message},
     health::Health,
     idle::Clock,
@@ -25,7 +26,6 @@ use crate::{
 };
 use hearth_proto::id::CapsuleId;
 use std::{
-    io,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -38,8 +38,6 @@ use tracing::Instrument;
 
 /// Messages that may wait for the task.
 const QUEUE: usize = 32;
-/// Between a pager's end and its VMM's, when it was the VMM that died.
-const VMM_AFTER_PAGER: Duration = Duration::from_millis(500);
 
 /// What a restore is asked for.
 #[derive(Debug)]
@@ -278,24 +276,15 @@ impl Runner {
     async fn live(&mut self, life: &Life) -> Turn {
         let Life { vmm, guest, .. } = life;
         let mut health = Health::new();
+        let death = death::of(vmm);
+        tokio::pin!(death);
         loop {
             let due = self.due();
             let is_running = *self.state.borrow() == State::Running;
             tokio::select! {
                 // A death is noticed before more is asked of the dead.
                 biased;
-                _ = vmm.process.exited() => {
-                    let who = if vmm.ran_out_of_memory() { "the VMM, out of memory," } else { "the VMM" };
-                    return Turn::Ended(End::Died(ended(who, vmm.process.reap(), &vmm.log())));
-                }
-                _ = pager_exited(vmm) => {
-                    // A dying VMM closes its files, which ends its pager, before it has ended itself.
-                    if time::timeout(VMM_AFTER_PAGER, vmm.process.exited()).await.is_ok() {
-                        continue;
-                    }
-                    let how = vmm.pager.as_ref().and_then(|pager| pager.reap());
-                    return Turn::Ended(End::Died(ended("its pager", how, &vmm.pager_log())));
-                }
+                reason = &mut death => return Turn::Ended(End::Died(reason)),
                 message = self.queue.recv() => {
                     let Some(message) = message else { return Turn::Ended(End::Destroyed(Vec::new())) };
                     if let Some(turn) = self.serve(life, message).await {
@@ -323,6 +312,7 @@ impl Runner {
                 }
                 let claimed = self.claim(&life.vmm).await.map(|()| life.guest.clone());
                 let failed = claimed.as_ref().err().map(ToString::to_string);
+                self.keep_settings(&life.vmm);
                 // The caller may have gone; the capsule runs and is destroyed by its owner's lease.
                 let _ = reply.send(claimed);
                 failed.map(|reason| Turn::Ended(End::Died(reason)))
@@ -338,6 +328,7 @@ impl Runner {
             }
             Message::GrowDisk(wanted_mb, reply) => {
                 self.grow_disk(life, wanted_mb, reply).await;
+                self.keep_settings(&life.vmm);
                 None
             }
             Message::GiveUp(reason, reply) => {
@@ -365,8 +356,22 @@ impl Runner {
             Message::SetTimeouts(change, reply) => {
                 // The caller may have gone.
                 let _ = reply.send(self.set_timeouts(change));
+                self.keep_settings(&life.vmm);
                 None
             }
+        }
+    }
+
+    /// Notes on disk what the capsule is asked to be by now, for an agent that takes it over.
+    fn keep_settings(&self, vmm: &Vmm) {
+        let settings = Settings { timeouts: self.timeouts_kept(), ..self.settings.clone() };
+        let noted = vmm.note(|record| {
+            if let Some(life) = &mut record.life {
+                life.settings = settings;
+            }
+        });
+        if let Err(error) = noted {
+            tracing::warn!(%error, "an agent that takes the capsule over would not know of its new settings");
         }
     }
 
@@ -445,18 +450,6 @@ fn refuse(state: &State, message: Message) {
             let _ = reply.send(denied(state));
         }
     }
-}
-
-async fn pager_exited(vmm: &Vmm) -> io::Result<()> {
-    match &vmm.pager {
-        Some(pager) => pager.exited().await,
-        None => std::future::pending().await,
-    }
-}
-
-fn ended(who: &str, how: Option<String>, log: &str) -> String {
-    let how = how.unwrap_or_else(|| "unknown".to_owned());
-    if log.is_empty() { format!("{who} ended ({how})") } else { format!("{who} ended ({how}): {log}") }
 }
 
 fn measure(vmm: &Vmm) -> Measured {

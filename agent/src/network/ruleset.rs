@@ -27,6 +27,8 @@ pub const TABLE: &str = "hearth";
 pub fn router() -> String {
     let blocked = BLOCKED.iter().map(|(range, _)| range.to_string()).collect::<Vec<_>>().join(", ");
     let (up, gateway, slots) = (plan::UP, plan::GATEWAY, plan::SLOTS_MAX);
+    // Guests of one snapshot choose the same source ports: on the way out they are drawn anew, or a server that remembers
+    // the connection of one would refuse another.
     // Every packet on its way out is judged, also those of a connection that is open: a policy that is withdrawn ends
     // it. Answers come in by the connection they belong to.
     format!(
@@ -71,7 +73,7 @@ table ip {TABLE} {{
   }}
   chain out {{
     type nat hook postrouting priority srcnat; policy accept;
-    oifname \"{up}\" masquerade
+    oifname \"{up}\" masquerade fully-random
   }}
 }}
 "
