@@ -240,7 +240,10 @@ pub async fn destroy_paused(layout: &Layout) -> io::Result<usize> {
     }
     let _lock = lock(layout).await?;
     stop::forget_failed(&layout.failed())?;
-    stop::destroy_paused(&layout.paused(), &layout.snapshots())
+    store::reopen(layout).map_err(io::Error::other)?;
+    let destroyed = stop::destroy_paused(&layout.paused(), &layout.snapshots());
+    store::close(layout)?;
+    destroyed
 }
 
 async fn lock(layout: &Layout) -> io::Result<Lock> {

@@ -203,8 +203,8 @@ pub fn sweep(mark: &str, spared: &HashSet<String>) {
     let agent = name(mark);
     for group in left(mark) {
         let name = group.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let is_parent = name == agent;
-        if !spared.contains(&name) && !(is_parent && !spared.is_empty()) {
+        let is_in_use = if name == agent { !spared.is_empty() } else { spared.contains(&name) };
+        if !is_in_use {
             remove(&group);
         }
     }

@@ -18,3 +18,4 @@ pub mod process;
 pub mod qemu;
 pub mod qmp;
 pub mod uid;
+mod undo;

@@ -109,7 +109,7 @@ async fn bring_up(
     let reply = guest.activate(identity).await?;
     step("handshake", handshake);
     tracing::debug!(steps = ?reply.step_us, "guest activated");
-    disk::ensure(vmm, &guest, wish.settings.disk_mb).await?;
+    disk::ensure(vmm, guest, wish.settings.disk_mb).await?;
     if wish.park {
         let rehearse = Instant::now();
         for language in &source.base().snapshot.manifest.languages {

@@ -136,6 +136,12 @@ pub fn open(layout: &Layout, asked: StoreFs, size_mb: u64) -> Result<Layout, Sto
     Ok(layout.renewed())
 }
 
+/// Mounts the store that there is, if any, for somebody who looks at it while no agent runs. [`close`] it afterwards.
+pub fn reopen(layout: &Layout) -> Result<(), StoreFsError> {
+    let image = layout.store_image();
+    if image.exists() { mount(&image, &layout.store()) } else { Ok(()) }
+}
+
 /// Unmounts the store if nothing uses it. What is left mounted is taken over by the next agent.
 pub fn close(layout: &Layout) -> io::Result<()> {
     let folder = layout.store();

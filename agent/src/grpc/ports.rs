@@ -22,6 +22,7 @@ impl AgentService {
         };
         check(first.port)?;
         let handle = self.capsule(&first.capsule_id)?;
+        let activity = handle.activity();
         let guest = handle.guest().await?;
         let place = Arc::clone(&guest.port_places).try_acquire_owned().map_err(|_| {
             let max = crate::guest::PORTS_MAX;
@@ -41,7 +42,7 @@ impl AgentService {
             Ok(connected) => connected.map_err(AgentError::from)?,
             Err(_) => return Err(Status::deadline_exceeded("the guest did not connect to its port in time")),
         };
-        let answers = until_end(&handle, handle.activity(), answers).map(move |answer| {
+        let answers = until_end(&handle, activity, answers).map(move |answer| {
             let _held = &place;
             answer
         });

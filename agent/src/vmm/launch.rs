@@ -3,7 +3,7 @@
 use super::{
     control::{Control, VmmError},
     firecracker,
-    folder::{Folder, end_of, log_end, log_file},
+    folder::{Folder, log_file},
     guard::Vmm,
     jail::{Bind, Jail},
     machine::{BootFiles, Size},
@@ -11,6 +11,7 @@ use super::{
     qemu::{self, Purpose, fd, path},
     qmp::Qmp,
     uid::{UidLease, Uids},
+    undo::{Undo, silent},
 };
 use crate::{
     capsule::ledger::{self, ProcessRecord, Record},
@@ -50,9 +51,6 @@ use std::{
 
 /// Spawn to greeting takes 12–40 ms; a busy host may need much longer.
 const GREETING_DEADLINE: Duration = Duration::from_secs(20);
-
-/// A pager that refuses to serve ends at once.
-const PAGER_WORDS: Duration = Duration::from_secs(1);
 
 /// Why a VMM could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -465,42 +463,6 @@ pub(super) struct Spawned {
     uid: UidLease,
     image: Option<Arc<Image>>,
     record: Record,
-}
-
-/// Hands remains to the reaper unless they were taken out.
-struct Undo<'a> {
-    reaper: &'a Reaper,
-    remains: Option<Remains>,
-}
-
-impl Undo<'_> {
-    /// Moves the VMM into its control group. On a thread of its own: it blocks.
-    async fn enter_group(&self) -> io::Result<()> {
-        let Some(Remains { processes, uid: Some(uid), .. }) = &self.remains else { return Ok(()) };
-        let (Some(process), Some(group)) = (processes.first(), uid.group()) else { return Ok(()) };
-        let (pid, entry) = (process.pid(), group.entry());
-        tokio::task::spawn_blocking(move || entry.enter(pid)).await.map_err(io::Error::other)?
-    }
-}
-
-impl Drop for Undo<'_> {
-    fn drop(&mut self) {
-        if let Some(remains) = self.remains.take() {
-            self.reaper.bury(remains);
-        }
-    }
-}
-
-/// Why a VMM does not talk, with the ends of its own log and its pager's: a VMM ends when its pager refuses to serve,
-/// and only the pager knows why.
-async fn silent(source: VmmError, undo: &Undo<'_>, folder: &Path) -> LaunchError {
-    let pager = undo.remains.as_ref().and_then(|remains| remains.processes.get(1).cloned());
-    if let Some(pager) = pager {
-        // One that failed says why before it ends; one that lives has nothing to say.
-        let _ = tokio::time::timeout(PAGER_WORDS, pager.exited()).await;
-    }
-    let log = [log_end(folder), end_of(&folder.join("pager.log"))].join(" ");
-    LaunchError::Silent { source, log: log.trim().to_owned() }
 }
 
 /// A number that no VMM's folder has yet: an earlier agent may have had this process's id.
