@@ -7,6 +7,7 @@ use crate::{
     control::Control,
     progress::Progress,
     service::Service,
+    slots,
     stats::{Summary, median},
 };
 use anyhow::{Context, bail};
@@ -129,6 +130,7 @@ async fn measure(args: &LifecycleArgs, service: &mut Service, load: String) -> a
     report.rows.extend(pause_and_resume(&bench).await.context("pause and resume")?);
     report.rows.extend(fork(&bench).await.context("fork")?);
     report.rows.extend(many(&bench).await.context("many capsules")?);
+    report.rows.extend(slots(&bench).await.context("network slots")?);
     Ok(report)
 }
 
@@ -238,6 +240,18 @@ async fn many(bench: &Bench) -> anyhow::Result<Vec<Row>> {
         alone_row,
         beside_row,
         value("  ratio of the two", Some(1.15), "", ratio, bench.n),
+    ])
+}
+
+/// Network slots, made on the spot and made ahead.
+async fn slots(bench: &Bench) -> anyhow::Result<Vec<Row>> {
+    let _phase = bench.progress.phase("network slots", 0);
+    let (folder, n) = (tempfile::tempdir()?, bench.n * 10);
+    let path = folder.path().to_owned();
+    let times = tokio::task::spawn_blocking(move || slots::measure(&path, n)).await??;
+    Ok(vec![
+        row("network slot, made ahead", Some(1.0), &times.taken)?,
+        row("network slot, made on the spot", Some(1.0), &times.made)?,
     ])
 }
 

@@ -106,6 +106,11 @@ impl Slots {
         self.shared.router.as_ref().map_err(String::as_str)
     }
 
+    /// How many are made ahead now.
+    pub fn ready(&self) -> usize {
+        self.shared.lock().ready.len()
+    }
+
     /// A namespace that no capsule has had, and its tap. Made ahead, else made now, which blocks for milliseconds.
     pub fn take(&self) -> Result<(Netns, OwnedFd), NetworkError> {
         let start = Instant::now();
