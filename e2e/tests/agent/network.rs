@@ -33,11 +33,13 @@ with ThreadPoolExecutor(64) as pool:
 
 async fn start(internet: &Internet, dir: &Path, env: &[(&str, &str)]) -> TestAgent {
     let folder = dir.to_owned();
-    let env: Vec<(String, String)> = [("HEARTH_EGRESS", "true"), ("HEARTH_DNS", hearth_e2e::internet::NAMES)]
-        .iter()
-        .chain(env)
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-        .collect();
+    let settings = [
+        ("HEARTH_EGRESS", "true"),
+        ("HEARTH_DNS", hearth_e2e::internet::NAMES),
+        ("HEARTH_ON_STOP", "destroy"),
+    ];
+    let env: Vec<(String, String)> =
+        settings.iter().chain(env).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     // The process has the network of the thread that starts it.
     let process = inside(&internet.host, move || {
         let env: Vec<(&str, &str)> =
@@ -303,7 +305,7 @@ async fn without_a_way_out_capsules_run_and_the_host_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_agents_router_is_swept() {
+async fn a_killed_agents_capsule_keeps_its_network_with_the_next() {
     let dir = folder();
     let internet = Internet::new().unwrap();
     let mut agent = start(&internet, dir.path(), &[]).await;
@@ -313,7 +315,11 @@ async fn a_killed_agents_router_is_swept() {
     assert!(!internet.leftovers().unwrap().is_empty(), "the router outlives its agent");
     drop(agent);
     let mut agent = start(&internet, dir.path(), &[]).await;
-    let id = restore(&mut agent, Some(policy(true, &[], &[]))).await;
-    assert_eq!(reach(&mut agent, id, &port(&[WEB, "10.99.0.1"], 80)).await, port(&[WEB], 80));
+    let other = restore(&mut agent, Some(policy(true, &[], &[]))).await;
+    for id in [id, other] {
+        assert_eq!(reach(&mut agent, id, &port(&[WEB, "10.99.0.1"], 80)).await, port(&[WEB], 80));
+    }
+    agent.destroy(id).await.unwrap();
+    assert_eq!(reach(&mut agent, other, &port(&[WEB], 80)).await, port(&[WEB], 80));
     stop(agent, &internet, dir.path());
 }
