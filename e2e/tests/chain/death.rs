@@ -113,7 +113,8 @@ async fn after_kill_nine_of_everything_capsules_live_on_and_the_pool_is_taken_ba
     assert_eq!(answer.text("/stdout"), "42\n", "{answer:?}");
     assert_eq!(service.execute("print('again')").await.unwrap().text("/stdout"), "again\n");
     assert_eq!(service.delete(&path).await.unwrap().status, 204);
-    assert!(pids.iter().all(|pid| !is_alive(*pid)), "a destroyed capsule's processes are gone");
+    let gone = || Ok(pids.iter().all(|pid| !is_alive(*pid)).then_some(()));
+    until(Duration::from_secs(20), "a destroyed capsule's processes to be gone", gone).unwrap();
     service.stop_clean().unwrap();
 }
 
