@@ -184,7 +184,8 @@ async fn lists_allow_and_deny_and_stay_over_pause_copy_and_claim() {
     // Withdrawn: also from connections that are open.
     let keep = format!(
         "import socket\nkept = socket.create_connection(('{WEB}', 80), timeout=10)\n\
-         kept.sendall(b'GET /keep HTTP/1.0\\r\\n\\r\\n')\nprint(b'200' in kept.recv(1000))"
+         kept.sendall(b'GET /keep HTTP/1.0\\r\\n\\r\\n')\nseen = b''\n\
+         while b'hello' not in seen or not seen.endswith(b'\\n'): seen += kept.recv(1000)\nprint(b'200' in seen)"
     );
     assert_eq!(agent.python(parked, &keep).await.unwrap(), "True");
     agent.client.claim(claim(Some(policy(false, &[], &[])))).await.unwrap();
