@@ -146,4 +146,4 @@ bench: build images ## measure; writes target/bench.json and target/bench-lifecy
 
 .PHONY: clean
 clean: ## remove what was compiled; images stay in $HEARTH_CACHE (images/build --prune)
-	@$(SUDO) rm -rf target
+	@$(SUDO) rm -rf target agent/fuzz/target
