@@ -13,7 +13,13 @@ use crate::{
 };
 use anyhow::{Context, bail};
 use hearth_agent::config::Layout;
-use std::{fs, future::Future, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    fs,
+    future::Future,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 /// Fewer runs are a trial, not a measurement.
 const RUNS: usize = 50;
@@ -51,27 +57,40 @@ pub struct Bench {
     pub progress: Progress,
 }
 
-/// Runs the command. The service is stopped whatever happens.
-pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
-    let dir = args.dir.clone().unwrap_or_else(|| format!("/tmp/hearth-bench-{}", std::process::id()).into());
+/// Measures a Hearth of its own, which is stopped whatever happens. `dir`: its data folder. `measure` gets it and the
+/// load averages before it was started.
+pub async fn on_a_service<T>(
+    dir: Option<&Path>,
+    cache: &Path,
+    measure: impl AsyncFnOnce(&mut Service, String) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let own = || format!("/tmp/hearth-bench-{}", std::process::id()).into();
+    let dir = dir.map_or_else(own, Path::to_owned);
     let load = fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
     let load = load.split_ascii_whitespace().take(3).collect::<Vec<_>>().join(" ");
     if is_busy(&load) {
         println!("The machine is busy (load {load}): what it does besides will be in the numbers.");
     }
-    let mut service = Service::start(&dir, &args.cache)?;
+    let mut service = Service::start(&dir, cache)?;
     let outcome = tokio::select! {
         // A signal ends the run at once.
         biased;
         signal = hearth_service::shutdown::signal() => {
             signal.context("waiting for a signal").and_then(|()| bail!("stopped by a signal"))
         }
-        report = measure(&args, &mut service, load) => report,
+        outcome = measure(&mut service, load) => outcome,
     };
     println!("Stopping.");
     let stopped = service.stop().await;
-    let report = outcome?;
+    let outcome = outcome?;
     stopped?;
+    Ok(outcome)
+}
+
+/// Runs the command.
+pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
+    let measured = async |service: &mut Service, load| measure(&args, service, load).await;
+    let report = on_a_service(args.dir.as_deref(), &args.cache, measured).await?;
     report.write(&args.out)?;
     print!("{}", report.tables());
     println!("\nWritten to {}.", args.out.display());
@@ -82,7 +101,7 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// (pure) Whether more than half a CPU was used over the last minute, by the load averages.
-pub fn is_busy(load: &str) -> bool {
+fn is_busy(load: &str) -> bool {
     let last_minute = load.split_ascii_whitespace().next().and_then(|number| number.parse::<f64>().ok());
     last_minute.is_some_and(|last_minute| last_minute > 0.5)
 }

@@ -2,7 +2,7 @@
 //! Hearth of its own.
 
 use crate::{
-    bench::is_busy,
+    bench::on_a_service,
     capsules::Capsules,
     control::Control,
     progress::Progress,
@@ -10,7 +10,7 @@ use crate::{
     slots,
     stats::{Summary, median},
 };
-use anyhow::{Context, bail};
+use anyhow::Context;
 use hearth_proto::{id::CapsuleId, wire::agent::Capture};
 use serde::Serialize;
 use std::{
@@ -83,27 +83,10 @@ struct Bench {
     n: usize,
 }
 
-/// Runs the command. The service is stopped whatever happens.
+/// Runs the command.
 pub async fn run(args: LifecycleArgs) -> anyhow::Result<ExitCode> {
-    let dir = args.dir.clone().unwrap_or_else(|| format!("/tmp/hearth-bench-{}", std::process::id()).into());
-    let load = fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
-    let load = load.split_ascii_whitespace().take(3).collect::<Vec<_>>().join(" ");
-    if is_busy(&load) {
-        println!("The machine is busy (load {load}): what it does besides will be in the numbers.");
-    }
-    let mut service = Service::start(&dir, &args.cache)?;
-    let outcome = tokio::select! {
-        // A signal ends the run at once.
-        biased;
-        signal = hearth_service::shutdown::signal() => {
-            signal.context("waiting for a signal").and_then(|()| bail!("stopped by a signal"))
-        }
-        report = measure(&args, &mut service, load) => report,
-    };
-    println!("Stopping.");
-    let stopped = service.stop().await;
-    let report = outcome?;
-    stopped?;
+    let measured = async |service: &mut Service, load| measure(&args, service, load).await;
+    let report = on_a_service(args.dir.as_deref(), &args.cache, measured).await?;
     if let Some(folder) = args.out.parent() {
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
