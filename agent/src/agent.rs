@@ -26,7 +26,7 @@ use crate::{
     },
     steps,
     template::Templates,
-    usage::{files::UsageFiles, sampler},
+    usage::{files::UsageFiles, meminfo_kib, sampler},
     vmm::{
         launch::{LaunchError, Launcher},
         process::oom_score,
@@ -415,13 +415,6 @@ async fn choose_engine(config: &AgentConfig, helper: &Path) -> Result<Engine, St
 }
 
 fn host_facts(engine: &Engine, layout: &Layout) -> Result<wire::Host, StartError> {
-    let memory = fs::read_to_string("/proc/meminfo").map_err(host("/proc/meminfo"))?;
-    let memory_kb = memory
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))
-        .and_then(|rest| rest.split_ascii_whitespace().next())
-        .and_then(|number| number.parse::<u64>().ok())
-        .unwrap_or(0);
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(wire::Host {
         host_id: host_id(&layout.host_id())?.to_string(),
@@ -430,7 +423,7 @@ fn host_facts(engine: &Engine, layout: &Layout) -> Result<wire::Host, StartError
         reason: engine.reason.clone(),
         engine_version: engine.version.clone(),
         cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
-        memory_mb: memory_kb >> 10,
+        memory_mb: meminfo_kib("MemTotal").map_err(host("/proc/meminfo"))? >> 10,
     })
 }
 

@@ -7,6 +7,7 @@ use crate::{
 use hearth_agent::{
     engine::{Accelerator, Engine, Programs, TCG_WARNING},
     template::recipe::BootSet,
+    usage::meminfo_kib,
 };
 use nix::sys::statvfs::statvfs;
 use serde_json::json;
@@ -308,16 +309,8 @@ fn preload() -> Finding {
 }
 
 fn memory() -> Finding {
-    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let mb = |name: &str| {
-        info.lines()
-            .find_map(|line| line.strip_prefix(name))
-            .and_then(|rest| rest.split_ascii_whitespace().next())
-            .and_then(|number| number.parse::<u64>().ok())
-            .unwrap_or(0)
-            >> 10
-    };
-    let (total, free) = (mb("MemTotal:"), mb("MemAvailable:"));
+    let mb = |name: &str| meminfo_kib(name).unwrap_or(0) >> 10;
+    let (total, free) = (mb("MemTotal"), mb("MemAvailable"));
     let grade = match free {
         0..2048 => Grade::Bad,
         2048..4096 => Grade::Warn,

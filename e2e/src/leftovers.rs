@@ -1,5 +1,6 @@
 //! What a stopped Hearth must not leave on the host.
 
+use hearth_agent::usage::kib_of;
 use std::{fs, path::Path};
 
 /// Processes of the data folder `dir`, with their command lines: by the mark of its VMMs, or by its path.
@@ -48,8 +49,7 @@ impl Footprint {
         let processes = processes(dir);
         let private_kb = |pid: &str| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-            line.and_then(|rest| rest.split_ascii_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
+            kib_of(&status, "RssAnon").unwrap_or(0)
         };
         let sum: u64 = processes.iter().map(|(pid, _)| private_kb(pid)).sum();
         Self { processes: processes.len(), private_mb: sum >> 10 }

@@ -83,8 +83,7 @@ pub fn page_out(pid: i32) -> anyhow::Result<u64> {
         let _ = advised;
     }
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmSwap:")).context("VmSwap")?;
-    Ok(line.split_ascii_whitespace().next().context("VmSwap")?.parse()?)
+    hearth_agent::usage::kib_of(&status, "VmSwap").context("VmSwap")
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

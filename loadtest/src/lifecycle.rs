@@ -11,6 +11,7 @@ use crate::{
     stats::{Summary, median},
 };
 use anyhow::Context;
+use hearth_agent::usage::meminfo_kib;
 use hearth_proto::{id::CapsuleId, wire::agent::Capture};
 use serde::Serialize;
 use std::{
@@ -200,13 +201,13 @@ async fn many(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let phase = bench.progress.phase("fifty capsules", 2 * bench.n + PRESENT);
     let alone = restores(bench, &phase).await?;
     // The image is filled by now: it belongs to the baseline as the page cache does.
-    let before = available_kb()?;
+    let before = meminfo_kib("MemAvailable")?;
     let mut present = Vec::with_capacity(PRESENT);
     for _ in 0..PRESENT {
         present.push(bench.capsules.restore().await?);
         phase.step();
     }
-    let used = before.saturating_sub(available_kb()?);
+    let used = before.saturating_sub(meminfo_kib("MemAvailable")?);
     let mut private = Vec::with_capacity(PRESENT);
     for id in &present {
         private.push(bench.control.private_kb(id.to_string()).await? as f64 / 1000.0);
@@ -249,13 +250,6 @@ async fn restores(bench: &Bench, phase: &crate::progress::Phase) -> anyhow::Resu
         phase.step();
     }
     Ok(times)
-}
-
-/// What the kernel says it could give to new programs (proc_meminfo(5)).
-fn available_kb() -> anyhow::Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).context("MemAvailable")?;
-    Ok(line.split_ascii_whitespace().next().context("MemAvailable")?.parse()?)
 }
 
 /// (pure) The table.

@@ -3,13 +3,14 @@
 use super::plan::Found;
 use crate::{
     capsule::ledger::{self, ProcessRecord, Record},
+    reaper::sweep::folders,
     vmm::{
         folder::{end_of, log_end},
         process::{Process, start_ticks},
     },
 };
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -28,13 +29,8 @@ pub struct Survivor {
 /// Looks at every VMM's folder. Those whose record is missing or not understood are left out, with a line in the log.
 pub fn survey(vmms: &Path) -> io::Result<Vec<Survivor>> {
     let boot_id = ledger::boot_id()?;
-    let entries = match fs::read_dir(vmms) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
     let mut survivors = Vec::new();
-    for entry in entries {
-        let folder = entry?.path();
+    for folder in folders(vmms)? {
         match ledger::read(&folder) {
             Ok(Some(record)) => survivors.push(look(folder, record, &boot_id)),
             // A crash in the middle of a start.
@@ -80,6 +76,7 @@ fn living(record: &ProcessRecord) -> Option<Arc<Process>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[tokio::test]
     async fn a_living_process_is_found_and_a_dead_or_reused_pid_is_not() {

@@ -7,6 +7,7 @@ use crate::{
     agent::Parts,
     error::AgentError,
     snapshot::store::name,
+    usage::meminfo_kib,
 };
 use nix::sys::statvfs::statvfs;
 use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
@@ -41,7 +42,7 @@ impl Room {
         let (used, all) = parts.images.usage().map_err(unknown)?;
         let host = Host {
             cpus: parts.host.cpus,
-            memory_available_mb: memory_available_mb().map_err(unknown)?,
+            memory_available_mb: meminfo_kib("MemAvailable").map_err(unknown)? >> 10,
             disk_free_mb: store?.min(below?),
             images_free_mb: all.saturating_sub(used) >> 20,
         };
@@ -69,24 +70,4 @@ impl Source {
 fn free_mb(folder: &Path) -> io::Result<u64> {
     let disk = statvfs(folder)?;
     Ok((disk.blocks_available() * disk.fragment_size()) >> 20)
-}
-
-/// The kernel's estimate of what can be had without swapping (proc_meminfo(5)).
-fn memory_available_mb() -> io::Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .and_then(|rest| rest.split_ascii_whitespace().next()?.parse::<u64>().ok())
-        .map(|kib| kib >> 10)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/meminfo has no MemAvailable"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn this_host_has_memory() {
-        assert!(memory_available_mb().unwrap() > 0);
-    }
 }

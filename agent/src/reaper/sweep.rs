@@ -78,7 +78,8 @@ pub async fn sweep(layout: &Layout, spared: &Spared) -> io::Result<Swept> {
     Ok(swept)
 }
 
-fn folders(vmms: &Path) -> io::Result<Vec<PathBuf>> {
+/// What is in a folder; nothing when it is not there.
+pub(crate) fn folders(vmms: &Path) -> io::Result<Vec<PathBuf>> {
     match fs::read_dir(vmms) {
         Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),

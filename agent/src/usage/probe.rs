@@ -1,6 +1,6 @@
 //! Reads what one VMM uses, from /proc and its files: some 100 µs a capsule, and no guest notices.
 
-use super::history::Sample;
+use super::{history::Sample, kib_of};
 use crate::{vmm::machine::GuestNetwork, vmm::process::Process};
 use std::{fs, io, os::unix::fs::MetadataExt, path::PathBuf};
 
@@ -68,11 +68,11 @@ impl Probe {
             return Err(io::ErrorKind::NotFound.into());
         }
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let bytes = |name: &str| kib(&status, name) << 10;
+        let bytes = |name: &str| kib_of(&status, name).unwrap_or(0) << 10;
         Ok(OfProcess {
             cpu_us: ticks * 1_000_000 / self.ticks_per_second,
-            private_bytes: bytes("RssAnon:") + bytes("VmSwap:"),
-            shared_bytes: bytes("RssShmem:"),
+            private_bytes: bytes("RssAnon") + bytes("VmSwap"),
+            shared_bytes: bytes("RssShmem"),
         })
     }
 }
@@ -83,12 +83,6 @@ fn times(stat: &str) -> Option<(u64, u64)> {
     let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
     Some((field(14)? + field(15)?, field(22)?))
-}
-
-/// (pure) A line of /proc/PID/status; a process without memory of its own has none.
-fn kib(status: &str, name: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix(name));
-    line.and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
 /// (pure) What the guest received and sent on a link, from /proc/PID/net/dev: what the host sent is what it received.
@@ -144,8 +138,6 @@ mod tests {
         let stat = "7 (a) b) S 1 7 7 0 -1 4 5 0 0 0 150 50 0 0 20 0 1 0 4711 9 9";
         assert_eq!(times(stat), Some((200, 4711)));
         assert_eq!(times("nonsense"), None);
-        assert_eq!(kib("VmRSS:\t 9 kB\nRssAnon:\t    44 kB\n", "RssAnon:"), 44);
-        assert_eq!(kib("", "RssAnon:"), 0);
         let table =
             "Inter-| Receive\n face |bytes\n    lo: 1 2 3\n  tap0: 100 1 0 0 0 0 0 0 2000 3 0 0 0 0 0 0\n";
         assert_eq!(link(table, "tap0"), (2000, 100));
