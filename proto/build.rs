@@ -1,6 +1,7 @@
 //! Compiles the .proto files.
 
 fn main() -> std::io::Result<()> {
-    let files = ["run", "process", "port", "envd", "agent", "pool"].map(|name| format!("proto/{name}.proto"));
+    let names = ["run", "process", "guest_processes", "files", "port", "envd", "agent", "pool"];
+    let files = names.map(|name| format!("proto/{name}.proto"));
     tonic_prost_build::configure().compile_protos(&files, &["proto".to_owned()])
 }

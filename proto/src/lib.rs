@@ -27,6 +27,12 @@ pub mod wire {
             tonic::include_proto!("hearth.process.v1");
         }
     }
+    pub mod files {
+        pub use v1::*;
+        pub mod v1 {
+            tonic::include_proto!("hearth.files.v1");
+        }
+    }
     pub mod port {
         pub use v1::*;
         pub mod v1 {

@@ -391,6 +391,13 @@ impl Agent for AgentService {
         self.parts.templates.parking.clear(key);
         Ok(Response::new(wire::EvictImageReply { bytes }))
     }
+
+    async fn get_console(
+        &self,
+        _: Request<wire::GetConsoleRequest>,
+    ) -> Result<Response<wire::GetConsoleReply>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
 }
 
 /// The guest's events until they end, or until the capsule's life does: the stream of one that died, was paused or

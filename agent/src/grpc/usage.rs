@@ -54,6 +54,7 @@ impl AgentService {
             idle_timeout_ms: now.idle_ms,
             timeout_ms: now.lifetime_ms,
             timeout_action: now.action_wire().into(),
+            ..Default::default()
         })
     }
 }

@@ -50,6 +50,7 @@ pub(crate) async fn create(
         env: capsule.env,
         metadata: capsule.metadata,
         name: capsule.name,
+        ..Default::default()
     };
     let task = {
         let (pool, request_id) = (app.pool.clone(), scope.request_id.clone());

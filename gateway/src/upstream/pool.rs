@@ -87,7 +87,7 @@ impl PoolManager {
         request_id: &str,
     ) -> Result<Vec<CapsuleRecord>, UpstreamError> {
         read(READ_DEADLINE, |deadline| async move {
-            let message = ListCapsuleRecordsRequest { team_id: team.to_string() };
+            let message = ListCapsuleRecordsRequest { team_id: team.to_string(), ..Default::default() };
             let mut client = self.client.clone();
             answer(client.list_capsules(request(message, request_id, deadline)), deadline).await
         })

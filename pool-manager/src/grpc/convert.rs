@@ -86,7 +86,7 @@ pub(super) fn record(record: Record) -> pool::CapsuleRecord {
         started_at_ms: record.times.started.map_or(0, milliseconds),
         last_active_at_ms: record.times.last_active.map_or(0, milliseconds),
         last_updated_ms: milliseconds(record.times.updated),
-        source: String::new(),
+        ..Default::default()
     }
 }
 

@@ -73,7 +73,7 @@ impl PoolManager for Service {
     ) -> Result<Response<pool::ListCapsuleRecordsReply>, Status> {
         let records = self.lookup.list(convert::team_id(&request.into_inner().team_id)?).await?;
         let capsules = records.into_iter().map(convert::record).collect();
-        Ok(Response::new(pool::ListCapsuleRecordsReply { capsules }))
+        Ok(Response::new(pool::ListCapsuleRecordsReply { capsules, ..Default::default() }))
     }
 
     async fn destroy_capsule(
@@ -140,6 +140,113 @@ impl PoolManager for Service {
         let stock = pool.set_target(target).await.map_err(|_gone| Refused::stopping())?;
         tracing::info!(template, target, "pool target set");
         Ok(Response::new(convert::stock(template, &stock)))
+    }
+
+    async fn locate_port(
+        &self,
+        _: Request<pool::LocatePortRequest>,
+    ) -> Result<Response<pool::LocateReply>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn pause_capsule(
+        &self,
+        _: Request<pool::CapsuleRef>,
+    ) -> Result<Response<pool::CapsuleRecord>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn resume_capsule(
+        &self,
+        _: Request<pool::CapsuleRef>,
+    ) -> Result<Response<pool::CapsuleRecord>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn ping_capsule(
+        &self,
+        _: Request<pool::CapsuleRef>,
+    ) -> Result<Response<pool::CapsuleRecord>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn update_capsule(
+        &self,
+        _: Request<pool::UpdateCapsuleRequest>,
+    ) -> Result<Response<pool::CapsuleRecord>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn fork_capsule(
+        &self,
+        _: Request<pool::ForkCapsuleRequest>,
+    ) -> Result<Response<pool::ForkCapsuleReply>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn rollback_capsule(
+        &self,
+        _: Request<pool::RollbackCapsuleRequest>,
+    ) -> Result<Response<pool::CapsuleRecord>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn create_snapshot(
+        &self,
+        _: Request<pool::CreateTemplateRequest>,
+    ) -> Result<Response<pool::TemplateRecord>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn list_team_templates(
+        &self,
+        _: Request<pool::ListTeamTemplatesRequest>,
+    ) -> Result<Response<pool::ListTeamTemplatesReply>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn delete_snapshot(
+        &self,
+        _: Request<pool::DeleteTemplateRequest>,
+    ) -> Result<Response<pool::DeleteTemplateReply>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn get_capsule_usage(
+        &self,
+        _: Request<pool::CapsuleUsageRequest>,
+    ) -> Result<Response<hearth_proto::wire::agent::UsageReply>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn get_team_stats(
+        &self,
+        _: Request<pool::TeamStatsRequest>,
+    ) -> Result<Response<pool::TeamStats>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn get_team_usage(
+        &self,
+        _: Request<pool::TeamUsageRequest>,
+    ) -> Result<Response<pool::TeamUsage>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn list_hosts(
+        &self,
+        _: Request<pool::ListHostsRequest>,
+    ) -> Result<Response<pool::ListHostsReply>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    type WatchCapsulesStream = tokio_stream::Pending<Result<pool::CapsuleEvent, Status>>;
+
+    async fn watch_capsules(
+        &self,
+        _: Request<pool::WatchCapsulesRequest>,
+    ) -> Result<Response<Self::WatchCapsulesStream>, Status> {
+        Err(Status::unimplemented("not yet"))
     }
 }
 

@@ -369,6 +369,13 @@ impl Agent for Scripted {
         Err(Status::unimplemented("not pool-manager's call"))
     }
 
+    async fn get_console(
+        &self,
+        _: Request<agent::GetConsoleRequest>,
+    ) -> Result<Response<agent::GetConsoleReply>, Status> {
+        Err(Status::unimplemented("not pool-manager's call"))
+    }
+
     async fn pause(&self, _: Request<agent::PauseRequest>) -> Result<Response<agent::PauseReply>, Status> {
         Err(Status::unimplemented("not pool-manager's call"))
     }

@@ -144,7 +144,7 @@ impl Testbed {
     }
 
     pub async fn list(&self, team: TeamId) -> Result<Vec<String>, Status> {
-        let request = pool::ListCapsuleRecordsRequest { team_id: team.to_string() };
+        let request = pool::ListCapsuleRecordsRequest { team_id: team.to_string(), ..Default::default() };
         let reply = self.client.clone().list_capsules(request).await?.into_inner();
         Ok(reply.capsules.into_iter().map(|capsule| capsule.capsule_id).collect())
     }
