@@ -27,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) idempotency: Idempotency,
     /// One permit for each request that may be served at the same time.
     pub(crate) permits: Arc<Semaphore>,
+    /// One permit for each stream that may be open at the same time: terminals, followed processes, downloads, ports.
+    pub(crate) streams: Arc<Semaphore>,
     pub(crate) metrics: PrometheusHandle,
     /// Work that outlives its request, such as giving a capsule back.
     pub(crate) tasks: TaskTracker,

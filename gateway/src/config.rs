@@ -1,5 +1,6 @@
 //! What an operator can set, with the defaults and their reasons. Read nowhere else.
 
+use hearth_proto::wire::agent::NetworkPolicy;
 use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
@@ -75,13 +76,29 @@ pub struct Config {
     #[arg(long = "max-requests", env = "HEARTH_MAX_REQUESTS", default_value_t = 256)]
     pub max_requests: usize,
 
+    /// Streams open at the same time: terminals, followed processes, downloads, connections to ports
+    #[arg(long = "max-streams", env = "HEARTH_MAX_STREAMS", default_value_t = 1024)]
+    pub max_streams: usize,
+
     /// Open client connections; more wait in the listen queue
     #[arg(long = "max-connections", env = "HEARTH_MAX_CONNECTIONS", default_value_t = 4096)]
     pub max_connections: usize,
 
-    /// Calls to one host's agent at the same time: each has a connection of its own
-    #[arg(long = "agent-channels", env = "HEARTH_AGENT_CHANNELS", default_value_t = 256)]
+    /// Calls to one host's agent and streams from it at the same time: each has a connection of its own
+    #[arg(long = "agent-channels", env = "HEARTH_AGENT_CHANNELS", default_value_t = 1280)]
     pub agent_channels: usize,
+
+    /// What a new capsule may reach when its creator does not say: none or internet
+    #[arg(long = "capsule-network", env = "HEARTH_CAPSULE_NETWORK", default_value = "internet")]
+    pub capsule_network: DefaultNetwork,
+
+    /// Most capsules that a team may have running; 0: no limit
+    #[arg(long = "team-capsules", env = "HEARTH_TEAM_CAPSULES", default_value_t = 0)]
+    pub team_capsules: u32,
+
+    /// Most memory of all running capsules of a team in MiB; 0: no limit
+    #[arg(long = "team-memory-mb", env = "HEARTH_TEAM_MEMORY_MB", default_value_t = 0)]
+    pub team_memory_mb: u64,
 
     /// How long requests under way may take at shutdown, in milliseconds
     #[arg(long = "gateway-grace-ms", env = "HEARTH_GATEWAY_GRACE_MS", default_value_t = 10_000)]
@@ -126,9 +143,27 @@ impl Config {
             "HEARTH_MAX_OUTPUT_BYTES must be from 1 to 16777216",
         );
         check(self.max_requests > 0, "HEARTH_MAX_REQUESTS must be at least 1");
+        check(self.max_streams > 0, "HEARTH_MAX_STREAMS must be at least 1");
         check(self.max_connections > 0, "HEARTH_MAX_CONNECTIONS must be at least 1");
         check(self.agent_channels > 0, "HEARTH_AGENT_CHANNELS must be at least 1");
         faults
+    }
+}
+
+/// What a new capsule may reach when its creator does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum DefaultNetwork {
+    /// Nothing.
+    None,
+    /// The internet where the host has a way out, but no private or special address.
+    Internet,
+}
+
+impl DefaultNetwork {
+    /// The policy. A host without a way out still makes capsules that did not ask for one.
+    pub(crate) fn policy(self) -> NetworkPolicy {
+        let internet = self == Self::Internet;
+        NetworkPolicy { internet, best_effort: internet, ..NetworkPolicy::default() }
     }
 }
 
@@ -170,6 +205,13 @@ mod tests {
     struct Command {
         #[command(flatten)]
         config: Config,
+    }
+
+    impl Config {
+        /// The defaults.
+        pub(crate) fn for_tests() -> Self {
+            Command::parse_from(["gateway"]).config
+        }
     }
 
     #[test]

@@ -12,6 +12,10 @@ use std::{error::Error, sync::Arc};
 /// Longest text of another part that is passed on.
 const PASSED_CHARS_MAX: usize = 500;
 
+/// How pool-manager's refusals begin that are about a team's quota.
+const QUOTA: &str = "quota:";
+const QUOTA_RETRY_SEC: u32 = 10;
+
 /// Everything a route can fail with. `Display` is the public message.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
@@ -55,22 +59,34 @@ impl ApiError {
         Self::new(ErrorCode::NoCapacity, message).retry_after(1)
     }
 
+    /// A limit of the key or its team is reached.
+    pub(crate) fn rate_limited(message: impl Into<String>, retry_after_sec: u32) -> Self {
+        Self::new(ErrorCode::RateLimited, message).retry_after(retry_after_sec)
+    }
+
+    /// A team's quota is the caller's to mind, and its capsules do not end within a second; the host's room is ours.
+    fn exhausted(message: &str) -> Self {
+        match message.strip_prefix(QUOTA) {
+            Some(quota) => Self::rate_limited(passed_text(quota.trim_start()), QUOTA_RETRY_SEC),
+            None => Self::no_capacity(passed_text(message)),
+        }
+    }
+
     /// How a gRPC status reads in public. Refusals (`INVALID_ARGUMENT`, `NOT_FOUND`, `FAILED_PRECONDITION`,
-    /// `RESOURCE_EXHAUSTED`) carry texts that Hearth's parts write for the public; all others get a general text.
+    /// `ALREADY_EXISTS`, `ABORTED`, `PERMISSION_DENIED`, `RESOURCE_EXHAUSTED`) carry texts that Hearth's parts write for the public; all others get a general text.
     pub(crate) fn from_status(status: tonic::Status) -> Self {
         use tonic::Code;
         let code = ErrorCode::from_grpc(status.code());
         match status.code() {
-            Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition => {
-                Self::new(code, passed_text(status.message()))
-            }
-            Code::ResourceExhausted => Self::new(code, passed_text(status.message())).retry_after(1),
+            Code::InvalidArgument
+            | Code::NotFound
+            | Code::FailedPrecondition
+            | Code::AlreadyExists
+            | Code::Aborted
+            | Code::PermissionDenied => Self::new(code, passed_text(status.message())),
+            Code::ResourceExhausted => Self::exhausted(status.message()),
             Code::Unavailable => Self::unavailable("the host does not answer now; try again").because(status),
             Code::DeadlineExceeded => Self::timeout("the host did not answer in time").because(status),
-            Code::AlreadyExists | Code::Aborted => {
-                Self::new(code, "a conflicting request is under way; try again").because(status)
-            }
-            Code::PermissionDenied => Self::new(code, "this is not allowed").because(status),
             // Not the caller's doing: a message over our own limit, or one of our parts that lacks a credential.
             Code::OutOfRange | Code::Unauthenticated => {
                 Self::new(ErrorCode::AgentError, "the host could not do it").because(status)

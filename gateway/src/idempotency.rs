@@ -27,22 +27,29 @@ pub(crate) struct Key {
     text: String,
 }
 
+/// The key in a request's header, for calls whose answers are kept elsewhere; empty when there is none.
+pub(crate) fn key_text(headers: &HeaderMap) -> Result<String, ApiError> {
+    Ok(text_of(headers)?.unwrap_or_default())
+}
+
 impl Key {
     /// The request's key, if it has one.
     pub(crate) fn of(headers: &HeaderMap, team: TeamId) -> Result<Option<Self>, ApiError> {
-        let mut values = headers.get_all(HEADER).iter();
-        let Some(value) = values.next() else { return Ok(None) };
-        if values.next().is_some() {
-            return Err(ApiError::invalid("Idempotency-Key: given more than once"));
-        }
-        match value.to_str().map(str::trim) {
-            Ok(text) if (1..=KEY_CHARS_MAX).contains(&text.len()) => {
-                Ok(Some(Self { team, text: text.to_owned() }))
-            }
-            Ok(_) | Err(_) => Err(ApiError::invalid(format!(
-                "Idempotency-Key: must be 1 to {KEY_CHARS_MAX} ASCII characters"
-            ))),
-        }
+        Ok(text_of(headers)?.map(|text| Self { team, text }))
+    }
+}
+
+fn text_of(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let mut values = headers.get_all(HEADER).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(ApiError::invalid("Idempotency-Key: given more than once"));
+    }
+    match value.to_str().map(str::trim) {
+        Ok(text) if (1..=KEY_CHARS_MAX).contains(&text.len()) => Ok(Some(text.to_owned())),
+        Ok(_) | Err(_) => Err(ApiError::invalid(format!(
+            "Idempotency-Key: must be 1 to {KEY_CHARS_MAX} ASCII characters"
+        ))),
     }
 }
 

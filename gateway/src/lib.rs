@@ -22,6 +22,7 @@ mod ops;
 mod router;
 mod server;
 mod store;
+mod text;
 mod upstream;
 mod v1;
 

@@ -2,8 +2,11 @@
 
 pub(crate) mod capsules;
 pub(crate) mod collect;
+pub(crate) mod files;
+pub(crate) mod guest;
 pub(crate) mod lease;
 pub(crate) mod one_shot;
 pub(crate) mod processes;
 pub(crate) mod run;
+pub(crate) mod snapshots;
 pub(crate) mod stages;

@@ -4,12 +4,13 @@ use crate::{
     app::App,
     error::ApiError,
     middleware,
-    v1::{capsules, exec, execute, health},
+    v1::{capsules, exec, execute, files, health, lifecycle, processes, snapshots, ws},
 };
 use axum::{
     Router,
+    extract::DefaultBodyLimit,
     middleware::{from_fn, from_fn_with_state},
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use hearth_proto::error::ErrorCode;
 use http::{Method, StatusCode, Uri};
@@ -30,10 +31,43 @@ fn api(app: &App) -> Router<App> {
     Router::new()
         .route("/v1/execute", post(execute::one_shot))
         .route("/v1/capsules", post(capsules::create).get(capsules::list))
-        .route("/v1/capsules/{id}", get(capsules::get).delete(capsules::destroy))
+        .route("/v1/capsules/{id}", get(capsules::get).patch(capsules::update).delete(capsules::destroy))
+        .route("/v1/capsules/{id}/pause", post(lifecycle::pause))
+        .route("/v1/capsules/{id}/resume", post(lifecycle::resume))
+        .route("/v1/capsules/{id}/ping", post(lifecycle::ping))
+        .route("/v1/capsules/{id}/fork", post(lifecycle::fork))
+        .route("/v1/capsules/{id}/rollback", post(lifecycle::rollback))
+        .route("/v1/snapshots", post(snapshots::create).get(snapshots::list))
+        .route("/v1/snapshots/{name}", delete(snapshots::delete))
+        .route("/v1/templates", get(snapshots::list))
         .route("/v1/capsules/{id}/exec", post(exec::exec))
+        .route("/v1/capsules/{id}/exec/stream", get(ws::exec::stream))
+        .route("/v1/capsules/{id}/processes", get(processes::list))
+        .route("/v1/capsules/{id}/processes/{selector}", delete(processes::signal))
+        .route("/v1/capsules/{id}/processes/{selector}/stream", get(ws::process::stream))
+        .route("/v1/capsules/{id}/processes/{selector}/logs", get(processes::logs))
+        .route("/v1/capsules/{id}/processes/{selector}/stdin", post(processes::stdin))
+        .route("/v1/capsules/{id}/pty", get(ws::pty::stream))
+        .merge(file_routes())
         .route("/v1/capsules/{id}/execute", post(execute::in_capsule))
         .layer(from_fn_with_state(app.clone(), middleware::admit))
+}
+
+/// Uploads have limits of their own, so the framework's is off.
+fn file_routes() -> Router<App> {
+    Router::new()
+        .route("/v1/capsules/{id}/files/write", post(files::upload::write))
+        .route("/v1/capsules/{id}/files/stream/write", post(files::upload::write_stream))
+        .route("/v1/capsules/{id}/files/read", post(files::read))
+        .route("/v1/capsules/{id}/files/stream/read", post(files::read))
+        .route("/v1/capsules/{id}/files/list", post(files::list))
+        .route("/v1/capsules/{id}/files/mkdir", post(files::mkdir))
+        .route("/v1/capsules/{id}/files/remove", post(files::remove))
+        .route("/v1/capsules/{id}/files/stat", post(files::stat))
+        .route("/v1/capsules/{id}/files/move", post(files::r#move))
+        .route("/v1/capsules/{id}/files/chmod", post(files::chmod))
+        .route("/v1/capsules/{id}/files/watch", get(ws::watch::stream))
+        .layer(DefaultBodyLimit::disable())
 }
 
 /// Routes for probes and scrapers: no key, and never refused because the API is busy.

@@ -105,6 +105,7 @@ impl Gateway {
             agents: Agents::new(config.agent_channels),
             idempotency: Idempotency::default(),
             permits: Arc::new(Semaphore::new(config.max_requests)),
+            streams: Arc::new(Semaphore::new(config.max_streams)),
             metrics,
             tasks: shutdown.tasks().clone(),
             stop: shutdown.token(),

@@ -2,6 +2,7 @@
 //! Every call has a deadline and carries the request's id.
 
 pub(crate) mod agents;
+pub(crate) mod guest;
 pub(crate) mod pool;
 pub(crate) mod stream;
 

@@ -1,12 +1,18 @@
 //! The HTTP API's first version: reads requests, calls `ops`, shapes answers. The compatible routes keep the words of
 //! the API that they are compatible with (`sandbox_id`, `envs`); they end in this folder.
 
+pub(crate) mod capsule_body;
 pub(crate) mod capsules;
 pub(crate) mod exec;
 pub(crate) mod execute;
+pub(crate) mod files;
 pub(crate) mod health;
+pub(crate) mod lifecycle;
+pub(crate) mod processes;
 pub(crate) mod run_answer;
 pub(crate) mod run_request;
+pub(crate) mod snapshots;
+pub(crate) mod ws;
 
 use crate::error::ApiError;
 use axum::extract::{FromRequestParts, Path};

@@ -116,6 +116,41 @@ impl Fields {
         Ok(Some(texts))
     }
 
+    /// A list of whole numbers from `min` to `max`.
+    pub(crate) fn numbers(&mut self, name: &str, min: u64, max: u64) -> Result<Option<Vec<u64>>, ApiError> {
+        let Some(items) = self.list(name)? else { return Ok(None) };
+        let mut numbers = Vec::with_capacity(items.len());
+        for (index, item) in items.into_iter().enumerate() {
+            match item.as_u64() {
+                Some(number) if (min..=max).contains(&number) => numbers.push(number),
+                _ => {
+                    let fault = format!("must be from {min} to {max}, got {}", shown(&item.to_string()));
+                    return Err(self.fault(&format!("{name}[{index}]"), fault));
+                }
+            }
+        }
+        Ok(Some(numbers))
+    }
+
+    /// An object that is read field by field in turn.
+    pub(crate) fn object(&mut self, name: &str) -> Result<Option<Self>, ApiError> {
+        match self.any(name) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(Self { path: format!("{}{name}.", self.path), map })),
+            Some(other) => Err(self.wrong_type(name, "an object", &other)),
+        }
+    }
+
+    /// Sets a field to a text, as if the caller had sent it.
+    pub(crate) fn set(&mut self, name: &str, text: &str) {
+        self.map.insert(name.to_owned(), text.into());
+    }
+
+    /// Whether a field is there as a string.
+    pub(crate) fn is_text(&self, name: &str) -> bool {
+        self.map.get(name).is_some_and(Value::is_string)
+    }
+
     /// A list of objects.
     pub(crate) fn objects(&mut self, name: &str) -> Result<Option<Vec<Self>>, ApiError> {
         let Some(items) = self.list(name)? else { return Ok(None) };

@@ -1,4 +1,4 @@
-//! Commands in a running capsule.
+//! Commands in a running capsule: in the foreground, in the background, and what became of them.
 
 use crate::{
     app::App,
@@ -8,16 +8,20 @@ use crate::{
     ops::{
         capsules::unknown_capsule,
         collect::Bounded,
+        guest::Place,
         run::{OVERTIME, is_gone},
     },
-    upstream::UpstreamError,
+    upstream::{UpstreamError, stream::Events},
 };
 use hearth_proto::{
     error::ErrorCode,
     id::CapsuleId,
     wire::{
         agent::ExecCall,
-        process::{ExecRequest, Exited, exec_event},
+        process::{
+            AttachEvent, AttachRequest, Attached, ExecRequest, Exited, ProcessInfo, Selector, StartReply,
+            StartRequest, Terminal, attach_event, exec_event,
+        },
     },
 };
 use std::{collections::HashMap, time::Duration};
@@ -26,6 +30,10 @@ use std::{collections::HashMap, time::Duration};
 const OUTPUT_BYTES_MAX: u64 = 8 << 20;
 /// The same with room for the guest's marker of a cut. Only a guest that does not respect the limit meets it.
 const KEPT_BYTES_MAX: usize = (8 << 20) + (64 << 10);
+/// The guest keeps no more of a background process's output.
+const LOG_BYTES_MAX: usize = 8 << 20;
+const LOGS_DEADLINE: Duration = Duration::from_secs(30);
+const ATTACH_DEADLINE: Duration = Duration::from_secs(15);
 
 /// A checked request to run a command to its end.
 #[derive(Debug, Clone)]
@@ -51,6 +59,138 @@ pub(crate) struct Finished {
     pub(crate) stderr_cut: bool,
 }
 
+/// A checked request to start a process that outlives its request.
+#[derive(Debug, Clone)]
+pub(crate) struct Background {
+    pub(crate) command: Command,
+    /// Empty: a new one.
+    pub(crate) tag: String,
+    /// Standard input stays open for more.
+    pub(crate) keep_stdin: bool,
+    pub(crate) terminal: Option<Terminal>,
+}
+
+/// Starts a process in the background.
+pub(crate) async fn start(app: &App, place: &Place, background: Background) -> Result<StartReply, ApiError> {
+    let Background { command, tag, keep_stdin, terminal } = background;
+    let request = StartRequest {
+        // No time limit: it lives until it ends, is signalled, or its capsule ends.
+        command: Some(ExecRequest { timeout_ms: 0, max_output_bytes: 0, ..wire(command) }),
+        tag,
+        terminal,
+        keep_stdin,
+        keep_bytes: 0,
+    };
+    place.guest(app).start(request).await.map_err(unknown_process)
+}
+
+/// Attaches to a process: what it is, and then its output.
+pub(crate) async fn attach(
+    app: &App,
+    place: &Place,
+    process: Selector,
+    replay: bool,
+) -> Result<(Attached, Events<AttachEvent>), ApiError> {
+    open(app, place, AttachRequest { process: Some(process), replay, once: false }).await
+}
+
+/// What is kept of a process's output, oldest first, and how it ended if it has.
+pub(crate) async fn logs(app: &App, place: &Place, process: Selector) -> Result<Logs, ApiError> {
+    let request = AttachRequest { process: Some(process), replay: true, once: true };
+    let (attached, mut events) = open(app, place, request).await?;
+    let (mut stdout, mut stderr) = (Bounded::new(LOG_BYTES_MAX), Bounded::new(LOG_BYTES_MAX));
+    let mut exited = None;
+    let collect = async {
+        while let Some(event) = events.next().await.map_err(broken)? {
+            match event.event {
+                Some(attach_event::Event::Stdout(chunk) | attach_event::Event::Terminal(chunk)) => {
+                    stdout.push(&chunk);
+                }
+                Some(attach_event::Event::Stderr(chunk)) => stderr.push(&chunk),
+                Some(attach_event::Event::Exited(end)) => exited = Some(end),
+                Some(attach_event::Event::Attached(_)) | None => {}
+            }
+        }
+        Ok::<_, ApiError>(())
+    };
+    let late = || ApiError::timeout("the capsule did not send the process's output in time");
+    tokio::time::timeout(LOGS_DEADLINE, collect).await.map_err(|_| late())??;
+    let truncated = attached.truncated || stdout.cut || stderr.cut;
+    let process = attached.process.unwrap_or_default();
+    Ok(Logs { process, stdout: stdout.bytes, stderr: stderr.bytes, truncated, exited })
+}
+
+/// What is kept of a process's output.
+#[derive(Debug)]
+pub(crate) struct Logs {
+    pub(crate) process: ProcessInfo,
+    /// For a terminal: both streams.
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) truncated: bool,
+    pub(crate) exited: Option<Exited>,
+}
+
+/// The guest's first answer says which process it is.
+async fn open(
+    app: &App,
+    place: &Place,
+    request: AttachRequest,
+) -> Result<(Attached, Events<AttachEvent>), ApiError> {
+    let mut events = place.guest(app).attach(request).await.map_err(unknown_process)?;
+    let first = tokio::time::timeout(ATTACH_DEADLINE, events.next()).await;
+    let first = first.map_err(|_| ApiError::timeout("the capsule did not answer in time"))?;
+    match first.map_err(unknown_process)?.and_then(|event| event.event) {
+        Some(attach_event::Event::Attached(attached)) => Ok((attached, events)),
+        Some(_) | None => Err(lost()),
+    }
+}
+
+/// A guest's refusal about a process, in public words.
+pub(crate) fn unknown_process(error: UpstreamError) -> ApiError {
+    match error.code() {
+        Some(tonic::Code::NotFound) => {
+            ApiError::new(ErrorCode::NotFound, "there is no such process in the capsule")
+        }
+        _ => error.into(),
+    }
+}
+
+/// Why a stream of output broke.
+pub(crate) fn broken(error: UpstreamError) -> ApiError {
+    match error.code() {
+        Some(tonic::Code::ResourceExhausted) => {
+            ApiError::new(ErrorCode::AgentError, "the output was not read in time; attach again for the rest")
+        }
+        _ => interrupted(error),
+    }
+}
+
+/// Linux's number of SIGKILL.
+pub(crate) const SIGKILL: i32 = 9;
+/// What is wrong with a signal that is none.
+pub(crate) const SIGNAL_FAULT: &str = "must be a signal such as SIGTERM, SIGKILL, SIGINT or SIGHUP";
+
+/// (pure) The number of a signal that a process can be sent (signal(7), x86-64), by name with or without `SIG`.
+pub(crate) fn signal_number(name: &str) -> Option<i32> {
+    Some(match name.strip_prefix("SIG").unwrap_or(name) {
+        "HUP" => 1,
+        "INT" => 2,
+        "QUIT" => 3,
+        "ABRT" => 6,
+        "KILL" => SIGKILL,
+        "USR1" => 10,
+        "USR2" => 12,
+        "ALRM" => 14,
+        "TERM" => 15,
+        "CONT" => 18,
+        "STOP" => 19,
+        "TSTP" => 20,
+        "WINCH" => 28,
+        _ => return None,
+    })
+}
+
 /// Runs a command in a running capsule of the caller. Dropping the future kills its processes.
 pub(crate) async fn exec(
     app: &App,
@@ -59,7 +199,7 @@ pub(crate) async fn exec(
     capsule: CapsuleId,
     command: Command,
 ) -> Result<Finished, ApiError> {
-    let host = app.pool.locate(caller.team, capsule, &scope.request_id).await.map_err(unknown_capsule)?;
+    let Place { host, .. } = Place::of(app, scope, caller, capsule).await?;
     let limit = command.timeout + OVERTIME;
     let timeout_sec = command.timeout.as_secs();
     let call = ExecCall { capsule_id: capsule.to_string(), request: Some(wire(command)) };

@@ -32,11 +32,20 @@ pub(crate) type Checked = Object<Dialer>;
 
 /// One connection to an agent.
 pub(crate) struct AgentChannel {
-    client: AgentClient<Channel>,
+    channel: Channel,
     broken: bool,
 }
 
 impl AgentChannel {
+    /// The channel itself, for a client of any of the agent's services.
+    pub(super) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    fn agent(&self) -> AgentClient<Channel> {
+        AgentClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
     /// The channel is not used again when the agent went away on it.
     pub(crate) fn judge(&mut self, status: &tonic::Status) {
         self.broken |= matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal);
@@ -53,9 +62,7 @@ impl managed::Manager for Dialer {
     type Error = EndpointError;
 
     async fn create(&self) -> Result<AgentChannel, EndpointError> {
-        let channel = socket::channel(&self.endpoint)?;
-        let client = AgentClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(AgentChannel { client, broken: false })
+        Ok(AgentChannel { channel: socket::channel(&self.endpoint)?, broken: false })
     }
 
     async fn recycle(
@@ -89,7 +96,7 @@ impl Agents {
         deadline: Duration,
     ) -> Result<Events<ExecuteEvent>, UpstreamError> {
         let channel = self.checkout(host).await?;
-        let mut client = channel.client.clone();
+        let mut client = channel.agent();
         let opened = answer(client.execute(request(call, request_id, deadline)), deadline).await;
         Events::opened(channel, opened)
     }
@@ -103,7 +110,7 @@ impl Agents {
         deadline: Duration,
     ) -> Result<Events<ExecEvent>, UpstreamError> {
         let channel = self.checkout(host).await?;
-        let mut client = channel.client.clone();
+        let mut client = channel.agent();
         let opened = answer(client.exec(request(call, request_id, deadline)), deadline).await;
         Events::opened(channel, opened)
     }
@@ -120,7 +127,8 @@ impl Agents {
         all
     }
 
-    async fn checkout(&self, host: &HostRef) -> Result<Checked, UpstreamError> {
+    /// A channel to a host for one call. Waits a bounded time for a free one.
+    pub(super) async fn checkout(&self, host: &HostRef) -> Result<Checked, UpstreamError> {
         let pool = self.pool_of(&host.endpoint)?;
         pool.get().await.map_err(|error| match error {
             managed::PoolError::Backend(error) => UpstreamError::Endpoint(error),

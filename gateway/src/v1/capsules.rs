@@ -1,97 +1,44 @@
-//! `/v1/capsules`: the compatible lifecycle.
+//! `/v1/capsules`: create, list, read, change and destroy.
 
 use crate::{
     app::App,
     auth::Caller,
+    config::Config,
     error::ApiError,
-    json::{body::JsonBody, fields::Fields, rules},
+    idempotency,
+    json::{body::JsonBody, fields::Fields, query::Query, rules},
     middleware::Scope,
-    ops::capsules::{self, NewCapsule},
-    v1::CapsulePath,
+    ops::capsules::{self, Filter, NewCapsule},
+    v1::{
+        CapsulePath,
+        capsule_body::{CapsuleBody, Status},
+    },
 };
 use axum::{Extension, Json, extract::State};
-use hearth_proto::wire::{agent::CapsuleState, pool::CapsuleRecord};
-use http::StatusCode;
-use serde::Serialize;
-use std::collections::BTreeMap;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use hearth_proto::{
+    id::CapsuleId,
+    wire::pool::{Metadata, PublicPorts, UpdateCapsuleRequest},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-/// Fields of `create` that are in the API and not in this version.
-const NOT_YET: [&str; 5] = ["disk_mb", "timeout_action", "auto_resume", "public_ports", "session"];
-
-/// The public words for a capsule's state: a strict enum in clients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Status {
-    Starting,
-    Running,
-    Paused,
-    Stopped,
-    Missing,
-    Error,
-}
-
-impl Status {
-    fn of(state: CapsuleState) -> Self {
-        match state {
-            CapsuleState::Starting | CapsuleState::Parked | CapsuleState::Resuming => Self::Starting,
-            CapsuleState::Running | CapsuleState::Pausing | CapsuleState::Snapshotting => Self::Running,
-            CapsuleState::Paused => Self::Paused,
-            CapsuleState::Stopping | CapsuleState::Stopped => Self::Stopped,
-            CapsuleState::Failed => Self::Error,
-            CapsuleState::Unspecified => Self::Missing,
-        }
-    }
-}
-
-/// A capsule as callers see it.
-#[derive(Debug, Serialize)]
-pub(crate) struct CapsuleBody {
-    id: String,
-    status: Status,
-    template: String,
-    vcpus: u32,
-    memory_mb: u64,
-    timeout_sec: u64,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    name: String,
-    created_at: Option<String>,
-    last_updated: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    started_at: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last_active_at: Option<String>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    metadata: BTreeMap<String, String>,
-}
-
-impl From<CapsuleRecord> for CapsuleBody {
-    fn from(record: CapsuleRecord) -> Self {
-        Self {
-            status: Status::of(record.state()),
-            id: record.capsule_id,
-            template: record.template,
-            vcpus: record.vcpus,
-            memory_mb: record.memory_mb,
-            timeout_sec: record.timeout_sec,
-            name: record.name,
-            created_at: instant(record.created_at_ms),
-            last_updated: instant(record.last_updated_ms),
-            started_at: instant(record.started_at_ms),
-            last_active_at: instant(record.last_active_at_ms),
-            metadata: record.metadata.into_iter().collect(),
-        }
-    }
-}
+/// Where a list goes on; the body is an array, which has no room for it.
+const NEXT_CURSOR: HeaderName = HeaderName::from_static("x-next-cursor");
+const LIST_MAX: u64 = 10_000;
+const TIMEOUT_SEC_MAX: u64 = 365 * 86_400;
+const VCPUS_MAX: u64 = 1_024;
+const MEMORY_MB_MAX: u64 = 16 << 20;
+const DISK_MB_MAX: u64 = 16 << 20;
 
 /// Creates a capsule; it runs when the answer comes.
 pub(crate) async fn create(
     State(app): State<App>,
     caller: Caller,
     Extension(scope): Extension<Scope>,
+    headers: HeaderMap,
     body: JsonBody,
 ) -> Result<(StatusCode, Json<CapsuleBody>), ApiError> {
-    let capsule = read(&mut body.fields_or_none()?)?;
+    let mut capsule = read(&mut body.fields_or_none()?, &app.config)?;
+    capsule.idempotency_key = idempotency::key_text(&headers)?;
     let record = capsules::create(&app, &scope, caller, capsule).await?;
     Ok((StatusCode::CREATED, Json(record.into())))
 }
@@ -101,9 +48,16 @@ pub(crate) async fn list(
     State(app): State<App>,
     caller: Caller,
     Extension(scope): Extension<Scope>,
-) -> Result<Json<Vec<CapsuleBody>>, ApiError> {
-    let records = capsules::list(&app, &scope, caller).await?;
-    Ok(Json(records.into_iter().map(CapsuleBody::from).collect()))
+    query: Query,
+) -> Result<(HeaderMap, Json<Vec<CapsuleBody>>), ApiError> {
+    let page = capsules::list(&app, &scope, caller, filter(query)?).await?;
+    let mut headers = HeaderMap::new();
+    if !page.next_cursor.is_empty()
+        && let Ok(cursor) = HeaderValue::from_str(&page.next_cursor)
+    {
+        headers.insert(NEXT_CURSOR, cursor);
+    }
+    Ok((headers, Json(page.capsules.into_iter().map(CapsuleBody::listed).collect())))
 }
 
 /// One capsule, in any state.
@@ -114,6 +68,18 @@ pub(crate) async fn get(
     CapsulePath(capsule): CapsulePath,
 ) -> Result<Json<CapsuleBody>, ApiError> {
     Ok(Json(capsules::get(&app, &scope, caller, capsule).await?.into()))
+}
+
+/// Changes a capsule's settings; what the body does not name stays.
+pub(crate) async fn update(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(scope): Extension<Scope>,
+    CapsulePath(capsule): CapsulePath,
+    body: JsonBody,
+) -> Result<Json<CapsuleBody>, ApiError> {
+    let update = read_update(&mut body.fields()?, caller, capsule)?;
+    Ok(Json(capsules::update(&app, &scope, update).await?.into()))
 }
 
 /// Destroys a capsule, or confirms that it is destroyed.
@@ -128,17 +94,67 @@ pub(crate) async fn destroy(
 }
 
 /// The compatible API takes numbers of 0 and less as "the default".
-fn read(fields: &mut Fields) -> Result<NewCapsule, ApiError> {
-    rules::not_yet(fields, &NOT_YET)?;
-    rules::network(fields)?;
+fn read(fields: &mut Fields, config: &Config) -> Result<NewCapsule, ApiError> {
     Ok(NewCapsule {
         template: rules::template(fields)?,
-        vcpus: default_or(fields, "vcpus", 1_024)?.try_into().unwrap_or(0),
-        memory_mb: default_or(fields, "memory_mb", 16 << 20)?,
-        timeout_sec: default_or(fields, "timeout_sec", 365 * 86_400)?,
+        vcpus: default_or(fields, "vcpus", VCPUS_MAX)?.try_into().unwrap_or(0),
+        memory_mb: default_or(fields, "memory_mb", MEMORY_MB_MAX)?,
+        disk_mb: default_or(fields, "disk_mb", DISK_MB_MAX)?,
+        timeout_sec: default_or(fields, "timeout_sec", TIMEOUT_SEC_MAX)?,
+        timeout_action: rules::timeout_action(fields)?.unwrap_or_default(),
+        auto_resume: fields.flag("auto_resume")?.unwrap_or(false),
+        network: rules::network(fields)?.unwrap_or_else(|| config.capsule_network.policy()),
+        public_ports: rules::ports(fields, "public_ports")?.unwrap_or_default(),
         env: rules::env(fields, "env")?,
-        metadata: rules::metadata(fields)?,
+        metadata: rules::metadata(fields)?.unwrap_or_default(),
+        name: rules::display_name(fields)?.unwrap_or_default(),
+        idempotency_key: String::new(),
+    })
+}
+
+fn read_update(
+    fields: &mut Fields,
+    caller: Caller,
+    capsule: CapsuleId,
+) -> Result<UpdateCapsuleRequest, ApiError> {
+    let update = UpdateCapsuleRequest {
+        team_id: caller.team.to_string(),
+        capsule_id: capsule.to_string(),
+        timeout_sec: fields.number("timeout_sec", 0, TIMEOUT_SEC_MAX)?,
+        timeout_action: rules::timeout_action(fields)?.map(Into::into),
+        disk_mb: fields.number("disk_mb", 1, DISK_MB_MAX)?,
+        auto_resume: fields.flag("auto_resume")?,
         name: rules::display_name(fields)?,
+        metadata: rules::metadata(fields)?.map(|entries| Metadata { entries }),
+        public_ports: rules::ports(fields, "public_ports")?.map(|ports| PublicPorts { ports }),
+    };
+    let nothing = UpdateCapsuleRequest {
+        team_id: update.team_id.clone(),
+        capsule_id: update.capsule_id.clone(),
+        ..Default::default()
+    };
+    if update == nothing {
+        return Err(ApiError::invalid(
+            "the body names nothing to change: timeout_sec, timeout_action, disk_mb, auto_resume, name, metadata, public_ports",
+        ));
+    }
+    Ok(update)
+}
+
+fn filter(mut query: Query) -> Result<Filter, ApiError> {
+    let mut states = Vec::new();
+    for word in query.text("status").unwrap_or_default().split(',').filter(|word| !word.is_empty()) {
+        let known = Status::states(word).ok_or_else(|| {
+            query.fault("status", "must be of starting, running, paused, stopped, missing, error")
+        })?;
+        states.extend_from_slice(known);
+    }
+    let limit = query.number("limit", 1, LIST_MAX)?.unwrap_or(0);
+    Ok(Filter {
+        states,
+        limit: u32::try_from(limit).unwrap_or(0),
+        cursor: query.text("cursor").unwrap_or_default(),
+        metadata: query.below("metadata."),
     })
 }
 
@@ -150,69 +166,23 @@ fn default_or(fields: &mut Fields, name: &str, max: u64) -> Result<u64, ApiError
     }
 }
 
-/// RFC 3339 in UTC and whole seconds; 0 stands for an instant that has not come.
-fn instant(milliseconds: i64) -> Option<String> {
-    if milliseconds <= 0 {
-        return None;
-    }
-    OffsetDateTime::from_unix_timestamp(milliseconds / 1_000).ok()?.format(&Rfc3339).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hearth_proto::{
+        id::{KeyId, TeamId},
+        wire::agent::{NetworkPolicy, TimeoutAction},
+    };
 
-    #[test]
-    fn a_capsule_reads_as_the_compatible_api_says() {
-        let record = CapsuleRecord {
-            capsule_id: "cl-0".to_owned(),
-            template: "code".to_owned(),
-            state: CapsuleState::Running.into(),
-            vcpus: 1,
-            memory_mb: 512,
-            created_at_ms: 1_777_716_000_999,
-            last_updated_ms: 1_777_716_000_999,
-            ..CapsuleRecord::default()
-        };
-        let body = serde_json::to_value(CapsuleBody::from(record)).expect("JSON");
-        let expected = serde_json::json!({
-            "id": "cl-0", "status": "running", "template": "code", "vcpus": 1, "memory_mb": 512, "timeout_sec": 0,
-            "created_at": "2026-05-02T10:00:00Z", "last_updated": "2026-05-02T10:00:00Z",
-        });
-        assert_eq!(body, expected);
-    }
-
-    #[test]
-    fn every_state_has_a_public_word() {
-        let words = [
-            (CapsuleState::Starting, "starting"),
-            (CapsuleState::Parked, "starting"),
-            (CapsuleState::Running, "running"),
-            (CapsuleState::Pausing, "running"),
-            (CapsuleState::Paused, "paused"),
-            (CapsuleState::Resuming, "starting"),
-            (CapsuleState::Snapshotting, "running"),
-            (CapsuleState::Stopping, "stopped"),
-            (CapsuleState::Stopped, "stopped"),
-            (CapsuleState::Failed, "error"),
-            (CapsuleState::Unspecified, "missing"),
-        ];
-        for (state, word) in words {
-            assert_eq!(serde_json::to_value(Status::of(state)).expect("JSON"), word);
-        }
+    fn parsed(body: &str) -> Result<NewCapsule, ApiError> {
+        read(&mut Fields::parse(body.as_bytes()).expect("an object"), &Config::for_tests())
     }
 
     #[test]
     fn requests_are_checked_field_by_field() {
-        let fault = |body: &str| {
-            let mut fields = Fields::parse(body.as_bytes()).expect("an object");
-            read(&mut fields).map(drop).map_err(|error| error.to_string())
-        };
-        assert_eq!(fault("{}"), Ok(()));
-        assert_eq!(
-            fault(r#"{"vcpus":0,"memory_mb":-1,"timeout_sec":0,"template":"minimal","unknown":{}}"#),
-            Ok(())
-        );
+        for fine in ["{}", r#"{"vcpus":0,"memory_mb":-1,"timeout_sec":0,"template":"minimal","unknown":{}}"#] {
+            assert!(parsed(fine).is_ok(), "{fine}");
+        }
         for (body, field) in [
             (r#"{"vcpus":"2"}"#, "vcpus: expected a whole number"),
             (r#"{"vcpus":5000}"#, "vcpus: must be at most 1024"),
@@ -221,12 +191,50 @@ mod tests {
             (r#"{"metadata":{"k":1}}"#, "metadata.k: expected a string"),
             (r#"{"env":{"A=B":"1"}}"#, "env: `A=B` is not a usable variable name"),
             (r#"{"env":{"A":"\u0000"}}"#, "env.A: must not contain NUL"),
-            (r#"{"auto_resume":true}"#, "auto_resume: not available yet"),
-            (r#"{"network":"internet"}"#, "network: only \"none\""),
+            (r#"{"auto_resume":1}"#, "auto_resume: expected true or false"),
+            (r#"{"network":"lan"}"#, "network: must be \"none\", \"internet\""),
+            (r#"{"network":{"allow":["x"]}}"#, "network.allow[0]: `x` is not an IPv4 range"),
+            (r#"{"timeout_action":"stop"}"#, "timeout_action: must be \"pause\" or \"destroy\""),
+            (r#"{"public_ports":[0]}"#, "public_ports[0]: must be from 1 to 65535"),
             (r#"{"name":7}"#, "name: expected a string"),
         ] {
-            let message = fault(body).expect_err(body);
+            let message = parsed(body).expect_err(body).to_string();
             assert!(message.starts_with(field), "{body}: {message}");
         }
+    }
+
+    #[test]
+    fn everything_that_is_asked_for_is_passed_on() {
+        let body = r#"{"disk_mb":2048,"timeout_sec":60,"timeout_action":"destroy","auto_resume":true,
+            "network":{"internet":true,"deny":["203.0.113.0/24"]},"public_ports":[8080,8080],"name":"mine"}"#;
+        let capsule = parsed(body).expect("fine");
+        assert_eq!((capsule.disk_mb, capsule.timeout_action), (2048, TimeoutAction::Destroy));
+        assert_eq!(capsule.public_ports, [8080]);
+        let deny = vec!["203.0.113.0/24".to_owned()];
+        assert_eq!(capsule.network, NetworkPolicy { internet: true, deny, ..NetworkPolicy::default() });
+        let default = parsed("{}").expect("fine").network;
+        assert_eq!(default, NetworkPolicy { internet: true, best_effort: true, ..NetworkPolicy::default() });
+    }
+
+    #[test]
+    fn an_update_names_something() {
+        let update = |body: &str| {
+            let caller = Caller { key: KeyId::new(), team: TeamId::new() };
+            read_update(&mut Fields::parse(body.as_bytes()).expect("an object"), caller, CapsuleId::new())
+        };
+        assert!(update("{}").expect_err("nothing").to_string().contains("nothing to change"));
+        let named = update(r#"{"timeout_sec":0,"metadata":{}}"#).expect("fine");
+        assert_eq!((named.timeout_sec, named.metadata), (Some(0), Some(Metadata::default())));
+        assert!(update(r#"{"disk_mb":0}"#).is_err());
+    }
+
+    #[test]
+    fn filters_are_checked() {
+        let of = |text: &str| filter(Query::parse(text));
+        let wanted = of("status=running,paused&limit=5&metadata.a=b%20c&cursor=x").expect("fine");
+        assert_eq!((wanted.limit, wanted.cursor.as_str(), wanted.states.len()), (5, "x", 4));
+        assert_eq!(wanted.metadata["a"], "b c");
+        assert!(of("status=asleep").expect_err("refused").to_string().starts_with("status: must be of"));
+        assert!(of("limit=0").is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! `POST /v1/capsules/{id}/exec`: a command in the foreground, in the compatible shape.
+//! `POST /v1/capsules/{id}/exec`: a command in the foreground or in the background, in the compatible shape.
 //!
 //! A process that a signal ended has `exit_code` -1 (the compatible API's number) and, beside it, `signal`. A command
 //! that ran too long is an `agent_error`: clients of the compatible API know no other code for it.
@@ -10,12 +10,20 @@ use crate::{
     error::ApiError,
     json::{body::JsonBody, fields::Fields, rules},
     middleware::Scope,
-    ops::processes::{self, Command, Finished},
+    ops::{
+        guest::Place,
+        processes::{self, Background, Command, Finished},
+    },
     v1::CapsulePath,
 };
-use axum::{Extension, Json, extract::State};
+use axum::{
+    Extension, Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use hearth_proto::id::CapsuleId;
+use hearth_proto::{id::CapsuleId, wire::process::StartReply};
+use http::StatusCode;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -25,8 +33,9 @@ const TIMEOUT_SEC: u64 = 30;
 const COMMAND_BYTES_MAX: usize = 1 << 20;
 
 /// The body of a 200. A command that failed is one too.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(crate) struct ExecAnswer {
+    #[schema(value_type = String)]
     sandbox_id: CapsuleId,
     cmd: String,
     stdout: String,
@@ -44,31 +53,51 @@ pub(crate) struct ExecAnswer {
     truncated: Option<Truncated>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 struct Truncated {
     stdout: bool,
     stderr: bool,
 }
 
-/// Runs a command and waits for its end.
+/// The body of a 202.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct StartedAnswer {
+    #[schema(value_type = String)]
+    sandbox_id: CapsuleId,
+    cmd: String,
+    pid: u32,
+    tag: String,
+}
+
+/// Runs a command and waits for its end, or only starts it.
 pub(crate) async fn exec(
     State(app): State<App>,
     caller: Caller,
     Extension(scope): Extension<Scope>,
     CapsulePath(capsule): CapsulePath,
     body: JsonBody,
-) -> Result<Json<ExecAnswer>, ApiError> {
-    let command = read(&mut body.fields()?, &app.config)?;
+) -> Result<Response, ApiError> {
+    let mut fields = body.fields()?;
+    let background = fields.flag("background")?.unwrap_or(false);
+    let tag = rules::tag(&mut fields)?;
+    let mut command = read_command(&mut fields)?;
+    command.timeout = timeout(&mut fields, &app.config)?;
     let program = command.program.clone();
+    if background {
+        let keep_stdin = fields.flag("keep_stdin")?.unwrap_or(false);
+        let place = Place::of(&app, &scope, caller, capsule).await?;
+        let background = Background { command, tag, keep_stdin, terminal: None };
+        let StartReply { pid, tag } = processes::start(&app, &place, background).await?;
+        let answer = StartedAnswer { sandbox_id: capsule, cmd: program, pid, tag };
+        return Ok((StatusCode::ACCEPTED, Json(answer)).into_response());
+    }
     let started = Instant::now();
     let finished = processes::exec(&app, &scope, caller, capsule, command).await?;
-    Ok(Json(answer(capsule, program, finished, started.elapsed())))
+    Ok(Json(answer(capsule, program, finished, started.elapsed())).into_response())
 }
 
-fn read(fields: &mut Fields, config: &Config) -> Result<Command, ApiError> {
-    if fields.flag("background")?.unwrap_or(false) {
-        return Err(fields.fault("background", "background processes are not available yet"));
-    }
+/// The fields of a command, wherever it is to run. Its time limit is not among them.
+pub(crate) fn read_command(fields: &mut Fields) -> Result<Command, ApiError> {
     let program = fields.required_text("cmd")?;
     if program.is_empty() || program.contains('\0') {
         return Err(fields.fault("cmd", "must not be empty or contain NUL"));
@@ -83,18 +112,14 @@ fn read(fields: &mut Fields, config: &Config) -> Result<Command, ApiError> {
     }
     let mut env = rules::env(fields, "envs")?;
     env.extend(rules::env(fields, "env")?);
-    let user = fields.text("user")?.unwrap_or_default();
-    if user.len() > 64 || user.contains(char::is_control) {
-        return Err(fields.fault("user", "not a user's name"));
-    }
     Ok(Command {
         program,
         args,
         env,
         cwd: rules::path(fields, "cwd")?,
-        user,
+        user: rules::user(fields)?,
         stdin: fields.text("stdin")?,
-        timeout: timeout(fields, config)?,
+        timeout: Duration::ZERO,
     })
 }
 
@@ -112,10 +137,7 @@ fn timeout(fields: &mut Fields, config: &Config) -> Result<Duration, ApiError> {
 
 fn answer(capsule: CapsuleId, cmd: String, finished: Finished, took: Duration) -> ExecAnswer {
     let Finished { stdout, stderr, exited, stdout_cut, stderr_cut } = finished;
-    let (stdout, stderr, encoding) = match (String::from_utf8(stdout), String::from_utf8(stderr)) {
-        (Ok(stdout), Ok(stderr)) => (stdout, stderr, "utf-8"),
-        (stdout, stderr) => (base64(stdout), base64(stderr), "base64"),
-    };
+    let Texts { stdout, stderr, encoding } = Texts::of(stdout, stderr);
     let signalled = exited.signal != 0;
     ExecAnswer {
         sandbox_id: capsule,
@@ -128,6 +150,22 @@ fn answer(capsule: CapsuleId, cmd: String, finished: Finished, took: Duration) -
         signal: signalled.then_some(exited.signal),
         oom: exited.oom.then_some(true),
         truncated: (stdout_cut || stderr_cut).then_some(Truncated { stdout: stdout_cut, stderr: stderr_cut }),
+    }
+}
+
+/// Two streams of output as JSON can hold them: text, or both in base64 when one of them is no text.
+pub(crate) struct Texts {
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) encoding: &'static str,
+}
+
+impl Texts {
+    pub(crate) fn of(stdout: Vec<u8>, stderr: Vec<u8>) -> Self {
+        match (String::from_utf8(stdout), String::from_utf8(stderr)) {
+            (Ok(stdout), Ok(stderr)) => Self { stdout, stderr, encoding: "utf-8" },
+            (stdout, stderr) => Self { stdout: base64(stdout), stderr: base64(stderr), encoding: "base64" },
+        }
     }
 }
 

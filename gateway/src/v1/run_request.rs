@@ -39,7 +39,7 @@ pub(crate) fn one_shot(fields: &mut Fields, config: &Config) -> Result<(Wish, Ru
     }
     // The same words as in a capsule of the caller, where a context can be named one day.
     context(fields)?;
-    rules::network(fields)?;
+    rules::no_network(fields)?;
     let wish = Wish {
         template: rules::template(fields)?,
         memory_mb: fields.number("memory_mb", 1, MEMORY_MB_MAX)?.unwrap_or(0),
@@ -50,7 +50,7 @@ pub(crate) fn one_shot(fields: &mut Fields, config: &Config) -> Result<(Wish, Ru
 /// Reads a run for the default context of a running capsule.
 pub(crate) fn in_capsule(fields: &mut Fields, config: &Config) -> Result<Run, ApiError> {
     context(fields)?;
-    rules::network(fields)?;
+    rules::no_network(fields)?;
     for name in OF_THE_CAPSULE {
         if fields.any(name).is_some() {
             return Err(fields.fault(name, "decided when the capsule was created; leave it out"));
