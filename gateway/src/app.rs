@@ -1,7 +1,8 @@
 //! What every request shares: built once at the start, cheap to clone.
 
 use crate::{
-    auth::{api_key::Keys, first_key::FirstKeyError},
+    audit::Audit,
+    auth::{api_key::Keys, first_key::FirstKeyError, limits::Limits},
     config::Config,
     idempotency::Idempotency,
     store::{Store, StoreError},
@@ -22,6 +23,8 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) store: Store,
     pub(crate) keys: Keys,
+    pub(crate) limits: Limits,
+    pub(crate) audit: Audit,
     pub(crate) pool: PoolManager,
     pub(crate) agents: Agents,
     pub(crate) idempotency: Idempotency,

@@ -92,6 +92,18 @@ pub struct Config {
     #[arg(long = "capsule-network", env = "HEARTH_CAPSULE_NETWORK", default_value = "internet")]
     pub capsule_network: DefaultNetwork,
 
+    /// Requests per second of one key, twice as many at once; 0: no limit
+    #[arg(long = "requests-per-sec", env = "HEARTH_REQUESTS_PER_SEC", default_value_t = 1000)]
+    pub requests_per_sec: u32,
+
+    /// New capsules per second of one key, one-shot runs included, twice as many at once; 0: no limit
+    #[arg(long = "creates-per-sec", env = "HEARTH_CREATES_PER_SEC", default_value_t = 100)]
+    pub creates_per_sec: u32,
+
+    /// Seconds of code that a team may run in an hour; 0: no limit
+    #[arg(long = "run-seconds-per-hour", env = "HEARTH_RUN_SECONDS_PER_HOUR", default_value_t = 0)]
+    pub run_seconds_per_hour: u64,
+
     /// Most capsules that a team may have running; 0: no limit
     #[arg(long = "team-capsules", env = "HEARTH_TEAM_CAPSULES", default_value_t = 0)]
     pub team_capsules: u32,

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod app;
+mod audit;
 mod auth;
 mod config;
 mod error;
@@ -19,6 +20,7 @@ mod idempotency;
 mod json;
 mod middleware;
 mod ops;
+mod ports;
 mod router;
 mod server;
 mod store;

@@ -4,6 +4,7 @@ pub(crate) mod capsules;
 pub(crate) mod collect;
 pub(crate) mod files;
 pub(crate) mod guest;
+pub(crate) mod keys;
 pub(crate) mod lease;
 pub(crate) mod one_shot;
 pub(crate) mod processes;

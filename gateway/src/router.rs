@@ -2,15 +2,19 @@
 
 use crate::{
     app::App,
+    audit, auth,
     error::ApiError,
-    middleware,
-    v1::{capsules, exec, execute, files, health, lifecycle, processes, snapshots, ws},
+    middleware, ports,
+    v1::{
+        admin, audit_logs, capsules, events, exec, execute, files, health, hosts, keys, lifecycle, metrics,
+        processes, snapshots, ws,
+    },
 };
 use axum::{
     Router,
     extract::DefaultBodyLimit,
     middleware::{from_fn, from_fn_with_state},
-    routing::{delete, get, post},
+    routing::{any, delete, get, post, put},
 };
 use hearth_proto::error::ErrorCode;
 use http::{Method, StatusCode, Uri};
@@ -20,8 +24,10 @@ pub(crate) fn routes(app: &App) -> Router {
     Router::new()
         .merge(api(app))
         .merge(operations())
+        .merge(port_routes())
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(app.clone(), ports::by_host))
         .layer(from_fn(middleware::observe))
         .with_state(app.clone())
 }
@@ -40,6 +46,12 @@ fn api(app: &App) -> Router<App> {
         .route("/v1/snapshots", post(snapshots::create).get(snapshots::list))
         .route("/v1/snapshots/{name}", delete(snapshots::delete))
         .route("/v1/templates", get(snapshots::list))
+        .route("/v1/capsules/stats", get(metrics::stats))
+        .route("/v1/capsules/usage", get(metrics::usage))
+        .route("/v1/capsules/{id}/metrics", get(metrics::capsule))
+        .route("/v1/events/stream", get(events::stream_events))
+        .route("/v1/hosts", get(hosts::list))
+        .merge(access())
         .route("/v1/capsules/{id}/exec", post(exec::exec))
         .route("/v1/capsules/{id}/exec/stream", get(ws::exec::stream))
         .route("/v1/capsules/{id}/processes", get(processes::list))
@@ -50,7 +62,24 @@ fn api(app: &App) -> Router<App> {
         .route("/v1/capsules/{id}/pty", get(ws::pty::stream))
         .merge(file_routes())
         .route("/v1/capsules/{id}/execute", post(execute::in_capsule))
+        .layer(from_fn_with_state(app.clone(), audit::layer))
+        .layer(from_fn_with_state(app.clone(), auth::layer))
         .layer(from_fn_with_state(app.clone(), middleware::admit))
+}
+
+/// Keys, teams, users, and what was changed.
+fn access() -> Router<App> {
+    Router::new()
+        .route("/v1/api-keys", post(keys::create).get(keys::list))
+        .route("/v1/api-keys/{id}", delete(keys::revoke))
+        .route("/v1/audit-logs", get(audit_logs::list))
+        .route("/v1/admin/teams", post(admin::create_team).get(admin::teams))
+        .route("/v1/admin/teams/{id}", delete(admin::delete_team))
+        .route("/v1/admin/teams/{id}/api-keys", post(admin::create_team_key).get(admin::team_keys))
+        .route("/v1/admin/teams/{id}/members", get(admin::members))
+        .route("/v1/admin/teams/{id}/members/{user}", put(admin::set_member).delete(admin::remove_member))
+        .route("/v1/admin/users", post(admin::create_user).get(admin::users))
+        .route("/v1/admin/users/{id}", delete(admin::delete_user))
 }
 
 /// Uploads have limits of their own, so the framework's is off.
@@ -67,6 +96,15 @@ fn file_routes() -> Router<App> {
         .route("/v1/capsules/{id}/files/move", post(files::r#move))
         .route("/v1/capsules/{id}/files/chmod", post(files::chmod))
         .route("/v1/capsules/{id}/files/watch", get(ws::watch::stream))
+        .layer(DefaultBodyLimit::disable())
+}
+
+/// Ports by path. They look at the caller themselves: some are open to everybody.
+fn port_routes() -> Router<App> {
+    Router::new()
+        .route("/v1/capsules/{id}/ports/{port}", any(ports::by_path))
+        .route("/v1/capsules/{id}/ports/{port}/", any(ports::by_path))
+        .route("/v1/capsules/{id}/ports/{port}/{*path}", any(ports::by_path))
         .layer(DefaultBodyLimit::disable())
 }
 

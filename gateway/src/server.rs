@@ -4,9 +4,11 @@ mod border;
 
 use crate::{
     app::{App, GatewayError, Shared},
+    audit::{self, Audit},
     auth::{
         api_key::{self, Keys},
         first_key,
+        limits::Limits,
     },
     config::Config,
     gauges,
@@ -98,9 +100,12 @@ impl Gateway {
             address: listener.local_addr().map_err(listen)?,
             key_file: first_key::path(&config.data_dir),
         };
+        let (audit, rows) = Audit::new();
         let app = App::new(Shared {
             store,
             keys: Keys::default(),
+            limits: Limits::new(&config),
+            audit,
             pool,
             agents: Agents::new(config.agent_channels),
             idempotency: Idempotency::default(),
@@ -113,6 +118,7 @@ impl Gateway {
         });
         let tasks = shutdown.tasks();
         tasks.spawn(api_key::flush_uses(app.clone(), shutdown.token()));
+        tasks.spawn(audit::write(app.clone(), rows, shutdown.token()));
         tasks.spawn(gauges::run(app.clone(), shutdown.token()));
         tasks.spawn(accept(app, listener, shutdown.clone()));
         tracing::info!(http.address = %running.address, "the gateway listens");

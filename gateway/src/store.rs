@@ -1,6 +1,7 @@
 //! Postgres: all SQL of the gateway is below. It reads and writes its own tables only (`migrations/README.md`).
 
 pub(crate) mod api_keys;
+pub(crate) mod audit;
 pub(crate) mod teams;
 
 use crate::config::Config;

@@ -98,6 +98,10 @@ id!(
     KeyId, "key", "key"
 );
 id!(
+    /// A person.
+    UserId, "user", "usr"
+);
+id!(
     /// A host with an agent.
     HostId, "host", "host"
 );

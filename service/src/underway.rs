@@ -1,4 +1,4 @@
-//! The body of an answer to a call or request that counts as under way.
+//! The body of an answer that holds something for as long as it is sent, such as its call's place among those under way.
 
 use http_body::{Body, Frame, SizeHint};
 use std::{
@@ -7,20 +7,21 @@ use std::{
 };
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// A body that holds the place of its call among those under way until it is dropped: an answer can be a stream.
-pub struct Underway<B> {
+/// A body that holds something until it is dropped, by default the place of its call among those under way: an answer can
+/// be a stream.
+pub struct Underway<B, H = TaskTrackerToken> {
     body: B,
-    _token: TaskTrackerToken,
+    _held: H,
 }
 
-impl<B> Underway<B> {
-    /// Holds `token` as long as the body lives.
-    pub fn new(body: B, token: TaskTrackerToken) -> Self {
-        Self { body, _token: token }
+impl<B, H> Underway<B, H> {
+    /// Holds `held` as long as the body lives.
+    pub fn new(body: B, held: H) -> Self {
+        Self { body, _held: held }
     }
 }
 
-impl<B: Body + Unpin> Body for Underway<B> {
+impl<B: Body + Unpin, H: Unpin> Body for Underway<B, H> {
     type Data = B::Data;
     type Error = B::Error;
 

@@ -87,8 +87,7 @@ impl Keys {
             Recall::Found(caller) => caller,
             Recall::Unknown => return Err(unknown()),
             Recall::Nothing { stale } => match store.key_by_hash(&hex::encode(hash)).await {
-                Ok(Some((key, team))) => {
-                    let caller = Caller { key, team };
+                Ok(Some(caller)) => {
                     lock(&self.memory).found(hash, caller, Instant::now());
                     caller
                 }
@@ -105,8 +104,17 @@ impl Keys {
                 },
             },
         };
-        lock(&self.used).insert(caller.key, OffsetDateTime::now_utc());
+        let now = OffsetDateTime::now_utc();
+        if caller.expires_at.is_some_and(|end| end <= now) {
+            return Err(unauthorized("the API key has expired"));
+        }
+        lock(&self.used).insert(caller.key, now);
         Ok(caller)
+    }
+
+    /// Forgets what is remembered, so that a key that was just revoked ends here at once.
+    pub(crate) fn forget(&self) {
+        *lock(&self.memory) = Memory::default();
     }
 
     async fn flush(&self, store: &Store) {
@@ -127,7 +135,10 @@ pub(crate) async fn flush_uses(app: App, stop: CancellationToken) {
             // Stop first: the last batch is written below.
             biased;
             () = stop.cancelled() => break,
-            () = tokio::time::sleep(FLUSH_EVERY) => app.keys.flush(&app.store).await,
+            () = tokio::time::sleep(FLUSH_EVERY) => {
+                app.keys.flush(&app.store).await;
+                app.limits.tidy();
+            }
         }
     }
     app.keys.flush(&app.store).await;
@@ -192,7 +203,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hearth_proto::id::TeamId;
 
     #[test]
     fn a_new_key_has_the_public_form() {
@@ -221,7 +231,7 @@ mod tests {
 
     #[test]
     fn memory_forgets_in_time_and_stays_bounded() {
-        let caller = Caller { key: KeyId::new(), team: TeamId::new() };
+        let caller = Caller::for_tests();
         let start = Instant::now();
         let mut memory = Memory::default();
         assert_eq!(memory.recall(&[1; 32], start), Recall::Nothing { stale: None });

@@ -7,7 +7,7 @@
 //! | there | knows the key, also as revoked | nothing |
 //! | there | does not know it (new database) | its hash is registered again |
 
-use super::api_key::Secret;
+use super::{api_key::Secret, scopes::KeyScopes};
 use crate::store::{Store, StoreError, api_keys, teams};
 use hearth_proto::id::KeyId;
 use std::{
@@ -73,6 +73,10 @@ pub(crate) async fn ensure(store: &Store, data_dir: &Path) -> Result<(), FirstKe
         name: KEY_NAME,
         prefix: secret.display_prefix(),
         hash: &hash,
+        scopes: KeyScopes::OPERATOR,
+        expires_at: None,
+        user: None,
+        created_by: None,
     };
     api_keys::insert(&mut transaction, &key).await.map_err(FirstKeyError::Store)?;
     teams::commit(transaction).await.map_err(FirstKeyError::Store)

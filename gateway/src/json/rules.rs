@@ -125,16 +125,6 @@ pub(crate) fn metadata(fields: &mut Fields) -> Result<Option<HashMap<String, Str
     Ok(Some(metadata))
 }
 
-/// Refuses fields of the API that this version does not offer yet: ignoring them would do something else than was asked.
-pub(crate) fn not_yet(fields: &mut Fields, names: &[&str]) -> Result<(), ApiError> {
-    for name in names {
-        if fields.any(name).is_some() {
-            return Err(fields.fault(name, "not available yet; leave it out"));
-        }
-    }
-    Ok(())
-}
-
 /// What a capsule may reach: `"none"`, `"internet"`, or an object with `internet`, `allow` and `deny`.
 pub(crate) fn network(fields: &mut Fields) -> Result<Option<NetworkPolicy>, ApiError> {
     if fields.is_text("network") {

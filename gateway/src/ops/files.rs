@@ -50,9 +50,8 @@ pub(crate) fn refusal(error: UpstreamError) -> ApiError {
     }
 }
 
-/// A file that is being read: what it is, and its bytes.
+/// A file that is being read: how many bytes will come, and the bytes.
 pub(crate) struct Download {
-    pub(crate) entry: Entry,
     pub(crate) length: u64,
     events: Events<ReadReply>,
 }
@@ -67,7 +66,7 @@ pub(crate) async fn download(app: &App, place: &Place, request: ReadRequest) -> 
         Some(read_reply::Part::Entry(entry)) => {
             let rest = entry.size.saturating_sub(offset);
             let length = if wanted == 0 { rest } else { rest.min(wanted) };
-            Ok(Download { entry, length, events })
+            Ok(Download { length, events })
         }
         Some(read_reply::Part::Data(_)) | None => {
             Err(ApiError::new(ErrorCode::AgentError, "the capsule did not say what it reads"))

@@ -38,7 +38,7 @@ pub(crate) struct AgentChannel {
 
 impl AgentChannel {
     /// The channel itself, for a client of any of the agent's services.
-    pub(super) fn channel(&self) -> Channel {
+    pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
     }
 
@@ -128,7 +128,7 @@ impl Agents {
     }
 
     /// A channel to a host for one call. Waits a bounded time for a free one.
-    pub(super) async fn checkout(&self, host: &HostRef) -> Result<Checked, UpstreamError> {
+    pub(crate) async fn checkout(&self, host: &HostRef) -> Result<Checked, UpstreamError> {
         let pool = self.pool_of(&host.endpoint)?;
         pool.get().await.map_err(|error| match error {
             managed::PoolError::Backend(error) => UpstreamError::Endpoint(error),

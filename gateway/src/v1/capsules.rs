@@ -11,10 +11,11 @@ use crate::{
     ops::capsules::{self, Filter, NewCapsule},
     v1::{
         CapsulePath,
+        created,
         capsule_body::{CapsuleBody, Status},
     },
 };
-use axum::{Extension, Json, extract::State};
+use axum::{Extension, Json, extract::State, response::Response};
 use hearth_proto::{
     id::CapsuleId,
     wire::pool::{Metadata, PublicPorts, UpdateCapsuleRequest},
@@ -36,11 +37,11 @@ pub(crate) async fn create(
     Extension(scope): Extension<Scope>,
     headers: HeaderMap,
     body: JsonBody,
-) -> Result<(StatusCode, Json<CapsuleBody>), ApiError> {
+) -> Result<Response, ApiError> {
     let mut capsule = read(&mut body.fields_or_none()?, &app.config)?;
     capsule.idempotency_key = idempotency::key_text(&headers)?;
     let record = capsules::create(&app, &scope, caller, capsule).await?;
-    Ok((StatusCode::CREATED, Json(record.into())))
+    created(&format!("/v1/capsules/{}", record.capsule_id), &CapsuleBody::from(record))
 }
 
 /// The caller's capsules, newest first.
@@ -169,10 +170,7 @@ fn default_or(fields: &mut Fields, name: &str, max: u64) -> Result<u64, ApiError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hearth_proto::{
-        id::{KeyId, TeamId},
-        wire::agent::{NetworkPolicy, TimeoutAction},
-    };
+    use hearth_proto::wire::agent::{NetworkPolicy, TimeoutAction};
 
     fn parsed(body: &str) -> Result<NewCapsule, ApiError> {
         read(&mut Fields::parse(body.as_bytes()).expect("an object"), &Config::for_tests())
@@ -219,8 +217,7 @@ mod tests {
     #[test]
     fn an_update_names_something() {
         let update = |body: &str| {
-            let caller = Caller { key: KeyId::new(), team: TeamId::new() };
-            read_update(&mut Fields::parse(body.as_bytes()).expect("an object"), caller, CapsuleId::new())
+            read_update(&mut Fields::parse(body.as_bytes()).expect("an object"), Caller::for_tests(), CapsuleId::new())
         };
         assert!(update("{}").expect_err("nothing").to_string().contains("nothing to change"));
         let named = update(r#"{"timeout_sec":0,"metadata":{}}"#).expect("fine");

@@ -8,11 +8,12 @@ use crate::{
     json::{body::JsonBody, query::Query, rules},
     middleware::Scope,
     ops::snapshots::{self, NewSnapshot},
-    v1::capsule_body::instant,
+    v1::{capsule_body::instant, created},
 };
 use axum::{
     Extension, Json,
     extract::{Path, State},
+    response::Response,
 };
 use hearth_proto::wire::pool::TemplateRecord;
 use http::{HeaderMap, StatusCode};
@@ -66,7 +67,7 @@ pub(crate) async fn create(
     headers: HeaderMap,
     mut query: Query,
     body: JsonBody,
-) -> Result<(StatusCode, Json<TemplateBody>), ApiError> {
+) -> Result<Response, ApiError> {
     let mut fields = body.fields()?;
     let capsule = fields.required_text("sandbox_id")?;
     let capsule =
@@ -77,7 +78,8 @@ pub(crate) async fn create(
         overwrite: query.flag("overwrite")?.unwrap_or(false),
         idempotency_key: idempotency::key_text(&headers)?,
     };
-    Ok((StatusCode::CREATED, Json(snapshots::create(&app, &scope, caller, snapshot).await?.into())))
+    let record = snapshots::create(&app, &scope, caller, snapshot).await?;
+    created(&format!("/v1/snapshots/{}", record.name), &TemplateBody::from(record))
 }
 
 /// The team's snapshots and the platform's templates.

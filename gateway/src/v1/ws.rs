@@ -17,7 +17,7 @@ use crate::{
 };
 use axum::{
     extract::{
-        FromRequestParts,
+        FromRequestParts, MatchedPath,
         ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade},
     },
     response::Response,
@@ -28,7 +28,7 @@ use futures::{
     stream::{SplitSink, SplitStream},
 };
 use hearth_proto::id::CapsuleId;
-use http::{HeaderMap, request::Parts};
+use http::{Method, request::Parts};
 use serde::Serialize;
 use std::{future::Future, time::Duration};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
@@ -188,6 +188,7 @@ pub(crate) struct Opening {
     capsule: CapsuleId,
     /// Absent: the first message tells.
     caller: Option<Caller>,
+    route: String,
     upgrade: WebSocketUpgrade,
 }
 
@@ -195,10 +196,9 @@ impl FromRequestParts<App> for Opening {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        let caller = match has_credential(&parts.headers) {
-            true => Some(Caller::from_request_parts(parts, app).await?),
-            false => None,
-        };
+        // The layer has checked the key that was sent, if one was.
+        let caller = parts.extensions.get::<Caller>().copied();
+        let route = parts.extensions.get::<MatchedPath>().map(|path| path.as_str().to_owned());
         let CapsulePath(capsule) = CapsulePath::from_request_parts(parts, app).await?;
         let scope = parts.extensions.get::<Scope>().cloned().ok_or_else(|| ApiError::internal(NoScope))?;
         let upgrade = WebSocketUpgrade::from_request_parts(parts, app)
@@ -206,7 +206,7 @@ impl FromRequestParts<App> for Opening {
             .map_err(|_| ApiError::invalid("this route is a WebSocket: send an upgrade request (RFC 6455)"))?
             .max_message_size(MESSAGE_BYTES_MAX)
             .max_frame_size(MESSAGE_BYTES_MAX);
-        Ok(Self { app: app.clone(), scope, capsule, caller, upgrade })
+        Ok(Self { app: app.clone(), scope, capsule, caller, route: route.unwrap_or_default(), upgrade })
     }
 }
 
@@ -214,14 +214,9 @@ impl FromRequestParts<App> for Opening {
 #[error("a request without a scope")]
 struct NoScope;
 
-fn has_credential(headers: &HeaderMap) -> bool {
-    headers.contains_key("x-api-key") || headers.contains_key(http::header::AUTHORIZATION)
-}
-
 /// What a session works with.
 pub(crate) struct Context {
     pub(crate) app: App,
-    pub(crate) scope: Scope,
     pub(crate) place: Place,
 }
 
@@ -236,7 +231,7 @@ impl Opening {
     where
         F: Future<Output = Session> + Send + 'static,
     {
-        let Self { app, scope, capsule, caller, upgrade } = self;
+        let Self { app, scope, capsule, caller, route, upgrade } = self;
         let permit = app.streams.clone().try_acquire_owned();
         let permit = permit.map_err(|_| ApiError::no_capacity("too many streams are open; try again"))?;
         let known = match caller {
@@ -248,12 +243,12 @@ impl Opening {
             let mut session = Session::new(socket);
             let place = match known {
                 Some(place) => Ok(place),
-                None => introduce(&app, &scope, capsule, &mut session).await,
+                None => introduce(&app, &scope, capsule, &route, &mut session).await,
             };
             let stop = app.stop.clone();
             match place {
                 Ok(place) => {
-                    let session = serve(Context { app, scope, place }, session).await;
+                    let session = serve(Context { app, place }, session).await;
                     let (code, reason) =
                         if stop.is_cancelled() { (GOING_AWAY, "shutting down") } else { (NORMAL, "") };
                     session.close(code, reason).await;
@@ -278,6 +273,7 @@ async fn introduce(
     app: &App,
     scope: &Scope,
     capsule: CapsuleId,
+    route: &str,
     session: &mut Session,
 ) -> Result<Place, Option<ApiError>> {
     let first = session.receiver.first().await.map_err(|Gone| None)?;
@@ -288,7 +284,7 @@ async fn introduce(
         return Err(Some(auth::unauthorized("send {\"type\":\"auth\",\"token\":\"<API key>\"} first")));
     }
     let token = fields.required_text("token").map_err(Some)?;
-    let caller = app.keys.caller(&app.store, &token).await.map_err(Some)?;
+    let caller = auth::enter(app, &token, &Method::GET, route).await.map_err(Some)?;
     Place::of(app, scope, caller, capsule).await.map_err(Some)
 }
 

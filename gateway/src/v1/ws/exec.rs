@@ -20,7 +20,7 @@ pub(crate) async fn stream(State(_): State<App>, opening: Opening) -> Result<Res
 }
 
 async fn serve(context: Context, mut session: Session) -> Session {
-    let Context { app, place, .. } = context;
+    let Context { app, place } = context;
     let begun = match order(&mut session).await {
         Ok((kind, mut fields)) if kind == "start" => read(&mut fields),
         Ok(_) => Err(ApiError::invalid("type: the first message must be start")),

@@ -20,7 +20,7 @@ pub(crate) async fn stream(
 }
 
 async fn serve(context: Context, mut session: Session, process: Selector, replay: bool) -> Session {
-    let Context { app, place, .. } = context;
+    let Context { app, place } = context;
     let (attached, events) = match processes::attach(&app, &place, process.clone(), replay).await {
         Ok(attached) => attached,
         Err(error) => {

@@ -59,7 +59,7 @@ fn fatal_of(error: &ApiError) -> Value {
 }
 
 async fn serve(context: Context, mut session: Session) -> Session {
-    let Context { app, place, .. } = context;
+    let Context { app, place } = context;
     let begun = match order(&mut session).await {
         Ok((kind, fields)) => begin(&app, &place, &kind, fields).await,
         Err(Some(fault)) => Err(ApiError::invalid(fault)),
@@ -138,7 +138,7 @@ enum Wish {
     Resize(Terminal),
     Kill,
     /// Only a sign of its form.
-    Sign(Encoding),
+    Sign,
     Fault(String),
 }
 
@@ -160,7 +160,7 @@ fn wish(message: Incoming) -> (Wish, Option<Encoding>) {
                 Err(fault) => (Wish::Fault(fault.to_string()), None),
             },
             "kill" => (Wish::Kill, None),
-            "pong" => (Wish::Sign(Encoding::Binary), Some(Encoding::Binary)),
+            "pong" => (Wish::Sign, Some(Encoding::Binary)),
             _ => (Wish::Fault("type: must be input, resize, kill or pong".to_owned()), None),
         },
     }
@@ -252,7 +252,7 @@ async fn obey(
 ) -> Result<(), Gone> {
     let guest = place.guest(app);
     let done = match wish {
-        Wish::Sign(_) => return Ok(()),
+        Wish::Sign => return Ok(()),
         Wish::Fault(message) => return sender.json(&notice(&message)).await,
         Wish::Input(bytes) => {
             // There is room: a message is read only then, and only this place sends.
