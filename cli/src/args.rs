@@ -29,8 +29,9 @@ pub enum Command {
     Demo(Box<UpArgs>),
     /// Run code in a fresh capsule and show its output; images are saved
     Run(RunArgs),
-    /// List capsules
-    Ps(PsArgs),
+    /// Capsules, their processes and files
+    #[command(flatten)]
+    Tool(crate::tools::args::Tool),
     /// API keys
     Keys(KeysArgs),
     /// What this machine has, what it lacks, and how to get it
@@ -231,14 +232,6 @@ pub struct RunArgs {
     pub out: PathBuf,
 }
 
-/// Listing capsules.
-#[derive(Debug, Clone, Args)]
-pub struct PsArgs {
-    /// How the service is found.
-    #[command(flatten)]
-    pub client: ClientArgs,
-}
-
 /// API keys.
 #[derive(Debug, Clone, Args)]
 pub struct KeysArgs {
@@ -255,6 +248,31 @@ pub enum KeysCommand {
         /// Data folder
         #[arg(long, env = "HEARTH_DIR", default_value = "/var/lib/hearth")]
         dir: PathBuf,
+    },
+    /// List the team's keys
+    Ls(ClientArgs),
+    /// Make a key of the team; it is printed once
+    Create {
+        /// How the service is found.
+        #[command(flatten)]
+        client: ClientArgs,
+        /// A name for people
+        #[arg(long)]
+        name: Option<String>,
+        /// What it may do: read, run, manage, admin; may be repeated
+        #[arg(long = "scope")]
+        scopes: Vec<String>,
+        /// Seconds until it ends
+        #[arg(long)]
+        expires_in_sec: Option<u64>,
+    },
+    /// Revoke a key
+    Revoke {
+        /// How the service is found.
+        #[command(flatten)]
+        client: ClientArgs,
+        /// Key id
+        key: String,
     },
 }
 

@@ -1,6 +1,12 @@
-//! `hearth keys`: the first API key, as the data folder has it.
+//! `hearth keys`: the first API key, as the data folder has it, and the team's keys, as the service has them.
 
-use crate::args::{KeysArgs, KeysCommand};
+use crate::{
+    args::{KeysArgs, KeysCommand},
+    client::Client,
+    tools::show,
+};
+use reqwest::Method;
+use serde_json::{Map, Value, json};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -31,12 +37,42 @@ pub enum KeyError {
     Form(PathBuf),
 }
 
-/// Shows keys.
-pub fn keys(args: &KeysArgs) -> anyhow::Result<ExitCode> {
-    let KeysCommand::Show { dir } = &args.command;
-    println!("{}", first(dir)?);
-    Ok(ExitCode::SUCCESS)
+/// Shows, lists, makes or revokes keys.
+pub async fn keys(args: KeysArgs) -> anyhow::Result<ExitCode> {
+    let (answer, columns, as_json): (Value, &[(&str, &str)], bool) = match args.command {
+        KeysCommand::Show { dir } => {
+            println!("{}", first(&dir)?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        KeysCommand::Ls(client) => (Client::new(&client)?.get("/v1/api-keys").await?, &KEY, client.json),
+        KeysCommand::Create { client, name, scopes, expires_in_sec } => {
+            let mut body = Map::new();
+            let mut set = |name: &str, value: Option<Value>| {
+                value.map(|value| body.insert(name.to_owned(), value));
+            };
+            set("name", name.map(Value::from));
+            set("scopes", (!scopes.is_empty()).then(|| json!(scopes)));
+            set("expires_in_sec", expires_in_sec.map(Value::from));
+            let made = Client::new(&client)?.post("/v1/api-keys", &Value::Object(body)).await?;
+            (made, &[("ID", "id"), ("KEY", "key")], client.json)
+        }
+        KeysCommand::Revoke { client, key } => {
+            let path = format!("/v1/api-keys/{key}");
+            (Client::new(&client)?.call(Method::DELETE, &path, None).await?, &[], client.json)
+        }
+    };
+    Ok(show(&answer, columns, as_json))
 }
+
+const KEY: [(&str, &str); 7] = [
+    ("ID", "id"),
+    ("NAME", "name"),
+    ("PREFIX", "key_prefix"),
+    ("SCOPES", "scopes"),
+    ("CREATED", "created_at"),
+    ("LAST USED", "last_used"),
+    ("EXPIRES", "expires_at"),
+];
 
 /// The first API key of a data folder.
 pub fn first(dir: &Path) -> Result<String, KeyError> {

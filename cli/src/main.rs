@@ -8,9 +8,9 @@ mod down;
 mod ending;
 mod keys;
 mod postgres;
-mod ps;
 mod roles;
 mod run;
+mod tools;
 mod up;
 
 use args::{Cli, Command};
@@ -42,8 +42,8 @@ async fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
         Command::Down(args) => down::down(&args).await,
         Command::Demo(args) => demo::demo(*args).await,
         Command::Run(args) => run::run(args).await,
-        Command::Ps(args) => ps::ps(args).await,
-        Command::Keys(args) => keys::keys(&args),
+        Command::Tool(tool) => tools::run(tool).await,
+        Command::Keys(args) => keys::keys(args).await,
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Agent(args) => roles::agent(*args).await,
         Command::PoolManager(args) => roles::pool_manager(*args).await,

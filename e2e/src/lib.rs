@@ -7,5 +7,6 @@ pub mod ledger;
 pub mod leftovers;
 pub mod limits;
 pub mod process;
+pub mod sdk;
 pub mod service;
 pub mod swap;

@@ -46,7 +46,11 @@ impl Audit {
         if let Err(error) = self.rows.try_send(row) {
             metrics::counter!("hearth_gateway_audit_lost_total").increment(1);
             let row = error.into_inner();
-            tracing::error!(audit.action = row.action, audit.resource = row.resource_id, "an audit row is lost");
+            tracing::error!(
+                audit.action = row.action,
+                audit.resource = row.resource_id,
+                "an audit row is lost"
+            );
         }
     }
 }

@@ -119,7 +119,7 @@ fn bearer(value: &str) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(secret)
 }
 
-fn missing() -> ApiError {
+pub(crate) fn missing() -> ApiError {
     unauthorized("send your API key in X-API-Key or Authorization: Bearer")
 }
 

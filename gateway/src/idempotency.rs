@@ -47,9 +47,9 @@ fn text_of(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     }
     match value.to_str().map(str::trim) {
         Ok(text) if (1..=KEY_CHARS_MAX).contains(&text.len()) => Ok(Some(text.to_owned())),
-        Ok(_) | Err(_) => Err(ApiError::invalid(format!(
-            "Idempotency-Key: must be 1 to {KEY_CHARS_MAX} ASCII characters"
-        ))),
+        Ok(_) | Err(_) => {
+            Err(ApiError::invalid(format!("Idempotency-Key: must be 1 to {KEY_CHARS_MAX} ASCII characters")))
+        }
     }
 }
 

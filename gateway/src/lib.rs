@@ -15,6 +15,7 @@ mod audit;
 mod auth;
 mod config;
 mod error;
+mod extension;
 mod gauges;
 mod idempotency;
 mod json;
@@ -31,5 +32,8 @@ mod v1;
 pub use app::GatewayError;
 pub use auth::first_key::FirstKeyError;
 pub use config::{Config, DatabaseUrl};
-pub use server::{Gateway, Running};
+pub use extension::{Extension, Hearth, KeyOwner};
+/// The database schema, for embedders that bring it up to date themselves.
+pub use hearth_migrations as migrations;
+pub use server::{Builder, Gateway, Running};
 pub use store::StoreError;

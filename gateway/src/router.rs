@@ -4,10 +4,11 @@ use crate::{
     app::App,
     audit, auth,
     error::ApiError,
+    extension::{Extension, Hearth},
     middleware, ports,
     v1::{
-        admin, audit_logs, capsules, events, exec, execute, files, health, hosts, keys, lifecycle, metrics,
-        processes, snapshots, ws,
+        admin, audit_logs, capsules, console, events, exec, execute, files, health, hosts, keys, lifecycle,
+        metrics, processes, snapshots, ws,
     },
 };
 use axum::{
@@ -19,17 +20,19 @@ use axum::{
 use hearth_proto::error::ErrorCode;
 use http::{Method, StatusCode, Uri};
 
-/// The whole API.
-pub(crate) fn routes(app: &App) -> Router {
-    Router::new()
+/// The whole API, and what extensions add to it.
+pub(crate) fn routes(app: &App, extensions: &[Box<dyn Extension>]) -> Router {
+    let hearth = Hearth::new(app);
+    let own = Router::new()
         .merge(api(app))
         .merge(operations())
         .merge(port_routes())
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
-        .layer(from_fn_with_state(app.clone(), ports::by_host))
-        .layer(from_fn(middleware::observe))
-        .with_state(app.clone())
+        .with_state(app.clone());
+    let all = extensions.iter().fold(own, |all, extension| all.merge(extension.routes(&hearth)));
+    let all = all.layer(from_fn_with_state(app.clone(), ports::by_host)).layer(from_fn(middleware::observe));
+    extensions.iter().fold(all, |all, extension| extension.layer(all, &hearth))
 }
 
 /// Routes for callers with a key. They count against the limit of requests.
@@ -49,6 +52,7 @@ fn api(app: &App) -> Router<App> {
         .route("/v1/capsules/stats", get(metrics::stats))
         .route("/v1/capsules/usage", get(metrics::usage))
         .route("/v1/capsules/{id}/metrics", get(metrics::capsule))
+        .route("/v1/capsules/{id}/logs", get(console::console))
         .route("/v1/events/stream", get(events::stream_events))
         .route("/v1/hosts", get(hosts::list))
         .merge(access())

@@ -11,6 +11,7 @@ use crate::{
         limits::Limits,
     },
     config::Config,
+    extension::{Extension, Hearth},
     gauges,
     idempotency::Idempotency,
     router,
@@ -73,7 +74,35 @@ impl Running {
     }
 }
 
+/// A gateway that is about to start.
+pub struct Builder {
+    config: Config,
+    extensions: Vec<Box<dyn Extension>>,
+}
+
 impl Gateway {
+    /// A gateway that can be given extensions before it starts.
+    pub fn builder(config: Config) -> Builder {
+        Builder { config, extensions: Vec::new() }
+    }
+
+    /// Starts a gateway without extensions; see [`Builder::start`].
+    ///
+    /// # Errors
+    /// As [`Builder::start`].
+    pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, GatewayError> {
+        Self::builder(config).start(shutdown).await
+    }
+}
+
+impl Builder {
+    /// Adds an extension. The last one's middleware is the outermost.
+    #[must_use]
+    pub fn extension(mut self, extension: impl Extension) -> Self {
+        self.extensions.push(Box::new(extension));
+        self
+    }
+
     /// Brings the schema up to date, makes the first API key when there is none, binds the address and serves until
     /// `shutdown` begins; requests under way then have the settings' grace. All tasks run on `shutdown`'s tracker.
     ///
@@ -82,7 +111,8 @@ impl Gateway {
     /// # Errors
     /// Wrong settings (all faults at once), no database, a database of a newer Hearth, no usable key file, or an address
     /// that cannot be bound.
-    pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, GatewayError> {
+    pub async fn start(self, shutdown: Shutdown) -> Result<Running, GatewayError> {
+        let Self { config, extensions } = self;
         let faults = config.faults();
         if !faults.is_empty() {
             return Err(GatewayError::Config(faults));
@@ -120,15 +150,21 @@ impl Gateway {
         tasks.spawn(api_key::flush_uses(app.clone(), shutdown.token()));
         tasks.spawn(audit::write(app.clone(), rows, shutdown.token()));
         tasks.spawn(gauges::run(app.clone(), shutdown.token()));
-        tasks.spawn(accept(app, listener, shutdown.clone()));
+        let hearth = Hearth::new(&app);
+        let router = router::routes(&app, &extensions);
+        for extension in &extensions {
+            if let Some(work) = extension.background(hearth.clone(), shutdown.token()) {
+                tasks.spawn(work);
+            }
+        }
+        tasks.spawn(accept(app, router, listener, shutdown.clone()));
         tracing::info!(http.address = %running.address, "the gateway listens");
         Ok(running)
     }
 }
 
 /// Accepts connections until shutdown begins.
-async fn accept(app: App, listener: TcpListener, shutdown: Shutdown) {
-    let router = router::routes(&app);
+async fn accept(app: App, router: Router, listener: TcpListener, shutdown: Shutdown) {
     let grace = Duration::from_millis(app.config.grace_ms);
     let connections = Arc::new(Semaphore::new(app.config.max_connections));
     loop {

@@ -61,7 +61,9 @@ mod tests {
 
     #[test]
     fn what_is_no_text_reads_as_the_standard_library_says() {
-        for bytes in [&b"a\xffb"[..], b"\xe2\x82", b"\xe2\x28\xa1", b"\xf0\x9f\xa6", b"\x80\x80x", b"\xed\xa0\x80"] {
+        for bytes in
+            [&b"a\xffb"[..], b"\xe2\x82", b"\xe2\x28\xa1", b"\xf0\x9f\xa6", b"\x80\x80x", b"\xed\xa0\x80"]
+        {
             let mut utf8 = Utf8::default();
             let text = utf8.push(bytes) + &utf8.finish();
             assert_eq!(text, String::from_utf8_lossy(bytes));

@@ -5,6 +5,7 @@ pub(crate) mod admin;
 pub(crate) mod audit_logs;
 pub(crate) mod capsule_body;
 pub(crate) mod capsules;
+pub(crate) mod console;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod execute;

@@ -9,6 +9,8 @@ mod testbed;
 mod connections;
 #[path = "service/errors.rs"]
 mod errors;
+#[path = "service/extension.rs"]
+mod extension;
 #[path = "service/keys.rs"]
 mod keys;
 #[path = "service/readiness.rs"]

@@ -4,11 +4,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod access;
 mod bad_input;
 mod death;
 mod execute;
 mod hostile;
 mod lifecycle;
+mod ports;
+mod sdk;
 mod uniqueness;
 
 /// A data folder with a short path (socket paths are short), removed at the end.

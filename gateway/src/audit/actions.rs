@@ -52,7 +52,10 @@ mod tests {
     #[test]
     fn changes_have_their_names_and_the_rest_has_none() {
         let pause = of(&Method::POST, "/v1/capsules/{id}/pause").expect("a change");
-        assert_eq!((pause.name, pause.resource_in("/v1/capsules/cl-1/pause")), ("capsule.pause", Some("cl-1")));
+        assert_eq!(
+            (pause.name, pause.resource_in("/v1/capsules/cl-1/pause")),
+            ("capsule.pause", Some("cl-1"))
+        );
         let create = of(&Method::POST, "/v1/capsules").expect("a change");
         assert_eq!(create.resource_in("/v1/capsules"), None);
         let member = of(&Method::PUT, "/v1/admin/teams/{id}/members/{user}").expect("a change");

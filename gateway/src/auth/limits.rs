@@ -101,11 +101,7 @@ fn limiter(per_second: u32) -> Option<DefaultKeyedRateLimiter<KeyId>> {
     Some(RateLimiter::keyed(Quota::per_second(per_second).allow_burst(burst)))
 }
 
-fn check(
-    limiter: Option<&DefaultKeyedRateLimiter<KeyId>>,
-    key: KeyId,
-    what: &str,
-) -> Result<(), ApiError> {
+fn check(limiter: Option<&DefaultKeyedRateLimiter<KeyId>>, key: KeyId, what: &str) -> Result<(), ApiError> {
     let Some(limiter) = limiter else { return Ok(()) };
     limiter.check_key(&key).map_err(|until| {
         let wait = until.wait_time_from(DefaultClock::default().now()).as_secs() + 1;

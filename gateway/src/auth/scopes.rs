@@ -103,7 +103,8 @@ pub(crate) fn required(method: &Method, route: &str) -> KeyScope {
     let read = method == Method::GET || method == Method::HEAD;
     let parts: Vec<&str> = rest.split('/').collect();
     match parts.as_slice() {
-        ["execute"] | ["capsules", "{id}", "execute" | "exec" | "processes" | "files" | "pty" | "contexts", ..] => {
+        ["execute"]
+        | ["capsules", "{id}", "execute" | "exec" | "processes" | "files" | "pty" | "contexts", ..] => {
             match parts.as_slice() {
                 ["capsules", "{id}", "processes"] if read => KeyScope::Read,
                 _ => KeyScope::Run,
@@ -151,7 +152,8 @@ mod tests {
 
     #[test]
     fn nobody_gives_away_what_they_do_not_have() {
-        let words = |words: &[&str]| KeyScopes::of(&words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>());
+        let words =
+            |words: &[&str]| KeyScopes::of(&words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>());
         assert!(KeyScopes::TEAM.covers(words(&["read", "admin"])));
         assert!(!KeyScopes::TEAM.covers(words(&["platform"])));
         assert!(!words(&["read"]).covers(words(&["read", "run"])));

@@ -79,6 +79,8 @@ mod tests {
         assert!(matches!(query.number("e", 1, 9), Ok(Some(7))));
         assert_eq!(query.below("m.").len(), 2);
         let mut query = Query::parse("d=maybe&e=10&f=-1");
-        assert!(query.flag("d").is_err() && query.number("e", 1, 9).is_err() && query.number("f", 0, 9).is_err());
+        assert!(
+            query.flag("d").is_err() && query.number("e", 1, 9).is_err() && query.number("f", 0, 9).is_err()
+        );
     }
 }

@@ -52,7 +52,8 @@ pub(crate) async fn list(app: &App, scope: &Scope, caller: Caller) -> Result<Vec
 /// Deletes a snapshot of the team.
 pub(crate) async fn delete(app: &App, scope: &Scope, caller: Caller, name: String) -> Result<(), ApiError> {
     let request = DeleteTemplateRequest { team_id: caller.team.to_string(), name };
-    let deleted = to_the_end(app, scope, |app, id| async move { app.pool.delete_snapshot(request, &id).await });
+    let deleted =
+        to_the_end(app, scope, |app, id| async move { app.pool.delete_snapshot(request, &id).await });
     deleted.await?.map(drop).map_err(|error| match error.code() {
         Some(Code::NotFound) => ApiError::new(ErrorCode::NotFound, "there is no such snapshot"),
         _ => error.into(),

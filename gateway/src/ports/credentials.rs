@@ -33,7 +33,8 @@ pub(super) fn take(request: &mut Request) -> Credentials {
         *request.uri_mut() = uri;
     }
     let headers = request.headers_mut();
-    found.key = headers.remove(API_KEY).and_then(|value| value.to_str().ok().map(|key| key.trim().to_owned()));
+    found.key =
+        headers.remove(API_KEY).and_then(|value| value.to_str().ok().map(|key| key.trim().to_owned()));
     if let Some(key) = bearer(headers) {
         headers.remove(header::AUTHORIZATION);
         found.key = found.key.or(Some(key));
@@ -138,7 +139,8 @@ mod tests {
         let found = take(&mut asked);
         assert_eq!((found.key.as_deref(), found.token.as_deref()), (Some("wrn_1"), Some("in-header")));
         assert_eq!(asked.uri(), "/a%2Fb?x=1&y=2");
-        let left: Vec<_> = asked.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        let left: Vec<_> =
+            asked.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
         assert_eq!(left, [("cookie", &b"a=1; b=2"[..])]);
     }
 

@@ -25,7 +25,8 @@ pub(super) async fn forward(
 ) -> Result<Response, ApiError> {
     let client = headers::upgrade(request.headers()).map(|_| hyper::upgrade::on(&mut request));
     headers::inward(request.headers_mut(), target);
-    *request.uri_mut() = target.path.parse::<Uri>().map_err(|_| ApiError::invalid("the path is not valid"))?;
+    *request.uri_mut() =
+        target.path.parse::<Uri>().map_err(|_| ApiError::invalid("the path is not valid"))?;
     *request.version_mut() = Version::HTTP_11;
     let Tunnel { stream, pumps } = tunnel;
     let (mut sender, connection) =

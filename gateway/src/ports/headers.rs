@@ -25,7 +25,8 @@ const FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix
 /// The protocol that a request wants to change to.
 pub(super) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let wanted = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    let wanted = wanted.flat_map(|value| value.split(',')).any(|word| word.trim().eq_ignore_ascii_case("upgrade"));
+    let wanted =
+        wanted.flat_map(|value| value.split(',')).any(|word| word.trim().eq_ignore_ascii_case("upgrade"));
     wanted.then(|| headers.get(header::UPGRADE).cloned()).flatten()
 }
 
@@ -142,10 +143,10 @@ mod tests {
         assert_eq!(headers[header::HOST], "localhost:5173");
         assert_eq!(headers[header::ORIGIN], "http://localhost:5173");
         assert_eq!(headers["x-forwarded-host"], "5173-cl-1.example.org");
-        assert_eq!((&headers[header::CONNECTION], &headers[header::UPGRADE]), (
-            &HeaderValue::from_static("upgrade"),
-            &HeaderValue::from_static("websocket")
-        ));
+        assert_eq!(
+            (&headers[header::CONNECTION], &headers[header::UPGRADE]),
+            (&HeaderValue::from_static("upgrade"), &HeaderValue::from_static("websocket"))
+        );
         assert!(!headers.contains_key("x-secret") && !headers.contains_key("keep-alive"));
         let mut foreign = map(&[("host", "a.example"), ("origin", "https://evil.example")]);
         inward(&mut foreign, &target(""));

@@ -85,10 +85,14 @@ mod tests {
         let target = of_host(&format!("8888-{ID}.localhost:8080"), "/api/a%2Fb?x=1").expect("a port's");
         let target = target.expect("fine");
         assert_eq!((target.port, target.path.as_str()), (8888, "/api/a%2Fb?x=1"));
-        for other in ["localhost:8080", "127.0.0.1", "api.example.org", "x-cl-1.example.org", "cl-1.example.org"] {
+        for other in
+            ["localhost:8080", "127.0.0.1", "api.example.org", "x-cl-1.example.org", "cl-1.example.org"]
+        {
             assert!(of_host(other, "/").is_none(), "{other}");
         }
-        for wrong in [format!("0-{ID}.x"), format!("70000-{ID}.x"), format!("49983-{ID}.x"), "80-cl-1.x".to_owned()] {
+        for wrong in
+            [format!("0-{ID}.x"), format!("70000-{ID}.x"), format!("49983-{ID}.x"), "80-cl-1.x".to_owned()]
+        {
             assert!(of_host(&wrong, "/").expect("a port's").is_err(), "{wrong}");
         }
     }

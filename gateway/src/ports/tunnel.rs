@@ -47,8 +47,7 @@ pub(super) async fn open(
 ) -> Result<Tunnel, ApiError> {
     let mut channel = app.agents.checkout(host).await?;
     let (pieces, queue) = mpsc::channel(PIECES_MAX);
-    let first =
-        PortBytes { capsule_id: capsule.to_string(), port: u32::from(port), ..PortBytes::default() };
+    let first = PortBytes { capsule_id: capsule.to_string(), port: u32::from(port), ..PortBytes::default() };
     let messages = stream::once(std::future::ready(first)).chain(ReceiverStream::new(queue));
     let mut client = AgentClient::new(channel.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let mut request = Request::new(messages);
@@ -71,8 +70,7 @@ pub(super) async fn open(
         // Given back when nothing flows on it any more.
         drop(channel);
     });
-    let pumps =
-        Pumps { _inward: AbortOnDropHandle::new(inward), _outward: AbortOnDropHandle::new(outward) };
+    let pumps = Pumps { _inward: AbortOnDropHandle::new(inward), _outward: AbortOnDropHandle::new(outward) };
     Ok(Tunnel { stream: ours, pumps })
 }
 

@@ -57,9 +57,7 @@ async fn insert(connection: &mut PgConnection, team: TeamId, name: &str) -> Resu
 }
 
 /// Begins a transaction that holds the set-up lock: gateways that start at the same time take turns.
-pub(crate) async fn setup(
-    store: &Store,
-) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, StoreError> {
+pub(crate) async fn setup(store: &Store) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, StoreError> {
     /// An arbitrary number that nothing else in Hearth locks.
     const SETUP_LOCK: i64 = 0x4865_6172_7468;
     let mut transaction =
@@ -167,7 +165,12 @@ impl Store {
     }
 
     /// Puts a user into a team, or gives another role there. False: there is no such team or user.
-    pub(crate) async fn set_member(&self, team: TeamId, user: UserId, role: &str) -> Result<bool, StoreError> {
+    pub(crate) async fn set_member(
+        &self,
+        team: TeamId,
+        user: UserId,
+        role: &str,
+    ) -> Result<bool, StoreError> {
         let done = sqlx::query!(
             "INSERT INTO team_members (team_id, user_id, role)
              SELECT teams.id, users.id, $3 FROM teams, users

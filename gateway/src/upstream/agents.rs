@@ -3,10 +3,13 @@
 
 use super::{UpstreamError, answer, request, stream::Events};
 use deadpool::managed::{self, Object, Pool, QueueMode, RecycleError, RecycleResult};
-use hearth_proto::wire::{
-    agent::{ExecCall, ExecuteCall, ExecuteEvent, agent_client::AgentClient},
-    pool::HostRef,
-    process::ExecEvent,
+use hearth_proto::{
+    id::CapsuleId,
+    wire::{
+        agent::{ExecCall, ExecuteCall, ExecuteEvent, GetConsoleRequest, agent_client::AgentClient},
+        pool::HostRef,
+        process::ExecEvent,
+    },
 };
 use hearth_service::socket::{self, EndpointError, MESSAGE_BYTES_MAX};
 use std::{
@@ -18,6 +21,8 @@ use tonic::{Code, transport::Channel};
 
 /// How long a call waits for a channel when all are in use.
 const WAIT: Duration = Duration::from_secs(5);
+/// For reading at most a MiB from a file.
+const CONSOLE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Channels to the agents of all hosts.
 pub(crate) struct Agents {
@@ -113,6 +118,24 @@ impl Agents {
         let mut client = channel.agent();
         let opened = answer(client.exec(request(call, request_id, deadline)), deadline).await;
         Events::opened(channel, opened)
+    }
+
+    /// What a capsule's guest wrote to its console.
+    pub(crate) async fn console(
+        &self,
+        host: &HostRef,
+        capsule: CapsuleId,
+        request_id: &str,
+    ) -> Result<Vec<u8>, UpstreamError> {
+        let mut channel = self.checkout(host).await?;
+        let message = GetConsoleRequest { capsule_id: capsule.to_string() };
+        let mut client = channel.agent();
+        let called = client.get_console(request(message, request_id, CONSOLE_DEADLINE));
+        let answered = answer(called, CONSOLE_DEADLINE).await;
+        if let Err(UpstreamError::Status(status)) = &answered {
+            channel.judge(status);
+        }
+        answered.map(|reply| reply.console)
     }
 
     /// How full all pools together are.

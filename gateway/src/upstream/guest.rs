@@ -13,8 +13,9 @@ use hearth_proto::{
     metadata::CAPSULE,
     wire::{
         files::{
-            ChangeRequest, Entry, ListReply, ListRequest, MakeDirRequest, MoveRequest, ReadReply, ReadRequest,
-            RemoveRequest, StatRequest, WatchEvent, WatchRequest, WriteRequest, files_client::FilesClient,
+            ChangeRequest, Entry, ListReply, ListRequest, MakeDirRequest, MoveRequest, ReadReply,
+            ReadRequest, RemoveRequest, StatRequest, WatchEvent, WatchRequest, WriteRequest,
+            files_client::FilesClient,
         },
         pool::HostRef,
         process::{

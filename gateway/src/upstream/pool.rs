@@ -5,7 +5,7 @@ use hearth_proto::{
     id::{CapsuleId, TeamId},
     wire::{
         agent::{Template, UsageReply},
-        pool::{self, *, pool_manager_client::PoolManagerClient},
+        pool::{self, pool_manager_client::PoolManagerClient, *},
     },
 };
 use hearth_service::socket::{self, EndpointError, MESSAGE_BYTES_MAX};
@@ -62,6 +62,11 @@ impl PoolManager {
         let client =
             PoolManagerClient::new(socket::channel(endpoint)?).max_decoding_message_size(MESSAGE_BYTES_MAX);
         Ok(Self { client })
+    }
+
+    /// The client itself, for extensions.
+    pub(crate) fn client(&self) -> PoolManagerClient<Channel> {
+        self.client.clone()
     }
 
     /// A capsule for one run. Not repeated: if the answer is lost, the capsule's lease ends it.

@@ -227,7 +227,8 @@ pub(crate) async fn delete_user(
 fn is_email(text: &str) -> bool {
     let plain = text.chars().count() <= EMAIL_CHARS_MAX
         && !text.contains(|c: char| c.is_whitespace() || c.is_control());
-    plain && matches!(text.split_once('@'), Some((local, domain))
+    plain
+        && matches!(text.split_once('@'), Some((local, domain))
         if !local.is_empty() && !domain.is_empty() && !domain.contains('@'))
 }
 

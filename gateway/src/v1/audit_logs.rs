@@ -121,7 +121,8 @@ mod tests {
     #[test]
     fn pages_are_asked_for_by_instant_and_id() {
         let id = Uuid::now_v7();
-        let wanted = read(Query::parse(&format!("before=2026-05-02T10:00:00.123456Z&before_id={id}&limit=7")));
+        let wanted =
+            read(Query::parse(&format!("before=2026-05-02T10:00:00.123456Z&before_id={id}&limit=7")));
         let wanted = wanted.expect("fine");
         assert_eq!((wanted.before.expect("given").1, wanted.limit), (id, 7));
         assert_eq!(read(Query::parse("action=capsule.pause")).expect("fine").limit, 50);

@@ -132,7 +132,11 @@ fn action(action: TimeoutAction) -> &'static str {
 fn network(policy: NetworkPolicy) -> serde_json::Value {
     match policy {
         NetworkPolicy { internet, allow, deny, .. } if allow.is_empty() && deny.is_empty() => {
-            if internet { "internet".into() } else { "none".into() }
+            if internet {
+                "internet".into()
+            } else {
+                "none".into()
+            }
         }
         NetworkPolicy { internet, allow, deny, .. } => {
             serde_json::json!({ "internet": internet, "allow": allow, "deny": deny })

@@ -11,8 +11,8 @@ use crate::{
     ops::capsules::{self, Filter, NewCapsule},
     v1::{
         CapsulePath,
-        created,
         capsule_body::{CapsuleBody, Status},
+        created,
     },
 };
 use axum::{Extension, Json, extract::State, response::Response};
@@ -178,7 +178,8 @@ mod tests {
 
     #[test]
     fn requests_are_checked_field_by_field() {
-        for fine in ["{}", r#"{"vcpus":0,"memory_mb":-1,"timeout_sec":0,"template":"minimal","unknown":{}}"#] {
+        for fine in ["{}", r#"{"vcpus":0,"memory_mb":-1,"timeout_sec":0,"template":"minimal","unknown":{}}"#]
+        {
             assert!(parsed(fine).is_ok(), "{fine}");
         }
         for (body, field) in [
@@ -217,7 +218,11 @@ mod tests {
     #[test]
     fn an_update_names_something() {
         let update = |body: &str| {
-            read_update(&mut Fields::parse(body.as_bytes()).expect("an object"), Caller::for_tests(), CapsuleId::new())
+            read_update(
+                &mut Fields::parse(body.as_bytes()).expect("an object"),
+                Caller::for_tests(),
+                CapsuleId::new(),
+            )
         };
         assert!(update("{}").expect_err("nothing").to_string().contains("nothing to change"));
         let named = update(r#"{"timeout_sec":0,"metadata":{}}"#).expect("fine");

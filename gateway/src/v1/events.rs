@@ -129,7 +129,8 @@ mod tests {
         assert_eq!(told["resource"], json!({ "id": "cl-1", "type": "capsule" }));
         assert_eq!((&told["metadata"]["reason"], &told["sandbox"]["id"]), (&"idle".into(), &"cl-1".into()));
         assert_eq!(told["timestamp"], "2026-05-02T10:00:00Z");
-        let failed = CapsuleEvent { event: "failed".to_owned(), capsule: Some(capsule), ..Default::default() };
+        let failed =
+            CapsuleEvent { event: "failed".to_owned(), capsule: Some(capsule), ..Default::default() };
         let told = body(failed);
         assert_eq!((&told["event"], told.get("outcome")), (&"capsule.state.changed".into(), None));
         let snapshot = CapsuleEvent {

@@ -118,16 +118,21 @@ fn read(fields: &mut Fields, caller: Caller, now: OffsetDateTime) -> Result<NewK
         Some(words) => {
             let mut scopes = KeyScopes::default();
             for (index, word) in words.iter().enumerate() {
-                let scope =
-                    word.parse().map_err(|error| fields.fault(&format!("scopes[{index}]"), error))?;
+                let scope = word.parse().map_err(|error| fields.fault(&format!("scopes[{index}]"), error))?;
                 scopes = scopes.with(scope);
             }
             scopes
         }
     };
     let user = fields.text("user_id")?;
-    let user = user.map(|id| id.parse().map_err(|error: IdError| fields.fault("user_id", error))).transpose()?;
-    Ok(NewKey { name: name.unwrap_or_else(|| UNNAMED.to_owned()), scopes, expires_at: end(fields, now)?, user })
+    let user =
+        user.map(|id| id.parse().map_err(|error: IdError| fields.fault("user_id", error))).transpose()?;
+    Ok(NewKey {
+        name: name.unwrap_or_else(|| UNNAMED.to_owned()),
+        scopes,
+        expires_at: end(fields, now)?,
+        user,
+    })
 }
 
 fn end(fields: &mut Fields, now: OffsetDateTime) -> Result<Option<OffsetDateTime>, ApiError> {

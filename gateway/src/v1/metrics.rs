@@ -247,7 +247,13 @@ mod tests {
 
     #[test]
     fn a_vmm_that_works_for_itself_is_not_a_guest_over_its_limit() {
-        let point = UsagePoint { cpu_pct: 130.0, at_ms: 1_500, private_bytes: 1, shared_bytes: 2, ..Default::default() };
+        let point = UsagePoint {
+            cpu_pct: 130.0,
+            at_ms: 1_500,
+            private_bytes: 1,
+            shared_bytes: 2,
+            ..Default::default()
+        };
         let point = MetricPoint::from(point);
         assert_eq!((point.cpu_pct, point.timestamp_unix, point.mem_bytes), (100.0, 1, 3));
     }

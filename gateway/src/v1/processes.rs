@@ -127,8 +127,9 @@ pub(crate) async fn signal(
 ) -> Result<StatusCode, ApiError> {
     let signal = match query.text("signal") {
         None => processes::SIGKILL,
-        Some(name) => processes::signal_number(&name)
-            .ok_or_else(|| query.fault("signal", processes::SIGNAL_FAULT))?,
+        Some(name) => {
+            processes::signal_number(&name).ok_or_else(|| query.fault("signal", processes::SIGNAL_FAULT))?
+        }
     };
     let place = Place::of(&app, &scope, caller, capsule).await?;
     let request = SignalRequest { process: Some(process), signal };

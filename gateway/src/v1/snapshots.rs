@@ -106,8 +106,7 @@ pub(crate) async fn delete(
     Extension(scope): Extension<Scope>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    rules::check_template_name(&name)
-        .map_err(|fault| ApiError::invalid(format!("name: {fault}")))?;
+    rules::check_template_name(&name).map_err(|fault| ApiError::invalid(format!("name: {fault}")))?;
     snapshots::delete(&app, &scope, caller, name).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -12,8 +12,8 @@ pub(crate) mod pty;
 pub(crate) mod watch;
 
 use crate::{
-    app::App, auth, auth::Caller, error::ApiError, json::fields::Fields, middleware::Scope, ops::guest::Place,
-    v1::CapsulePath,
+    app::App, auth, auth::Caller, error::ApiError, json::fields::Fields, middleware::Scope,
+    ops::guest::Place, v1::CapsulePath,
 };
 use axum::{
     extract::{

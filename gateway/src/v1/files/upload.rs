@@ -108,8 +108,7 @@ async fn plain(target: &Target, mut query: Query, body: Body) -> Result<StatusCo
     }
     let start = start(&mut fields)?;
     let mut bytes = body.into_data_stream();
-    let written =
-        pass_on(target, start, (&mut bytes).map(|piece| piece.map_err(|_| ended_early()))).await;
+    let written = pass_on(target, start, (&mut bytes).map(|piece| piece.map_err(|_| ended_early()))).await;
     if written.is_err() {
         drain(bytes).await;
     }
@@ -171,7 +170,8 @@ async fn small_part(part: &mut Field<'_>, name: &str) -> Result<String, ApiError
             return Err(ApiError::invalid(format!("{name}: over {PART_BYTES_MAX} bytes")));
         }
     }
-    String::from_utf8(text).map_err(|_| ApiError::invalid(format!("{name}: not valid UTF-8; use path_base64")))
+    String::from_utf8(text)
+        .map_err(|_| ApiError::invalid(format!("{name}: not valid UTF-8; use path_base64")))
 }
 
 async fn next_piece(part: &mut Field<'_>) -> Result<Option<Bytes>, ApiError> {

@@ -14,9 +14,7 @@ pub(crate) async fn stream(
     opening: Opening,
 ) -> Result<Response, ApiError> {
     let replay = query.flag("replay")?.unwrap_or(true);
-    opening
-        .run(follow::refuse, move |context, session| serve(context, session, process, replay))
-        .await
+    opening.run(follow::refuse, move |context, session| serve(context, session, process, replay)).await
 }
 
 async fn serve(context: Context, mut session: Session, process: Selector, replay: bool) -> Session {

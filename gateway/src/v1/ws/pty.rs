@@ -73,7 +73,8 @@ async fn serve(context: Context, mut session: Session) -> Session {
         }
     };
     let info = attached.process.unwrap_or_default();
-    let started = json!({ "type": "started", "tag": info.tag, "pid": info.pid, "truncated": attached.truncated });
+    let started =
+        json!({ "type": "started", "tag": info.tag, "pid": info.pid, "truncated": attached.truncated });
     let process = Selector { by: Some(By::Tag(info.tag)) };
     if session.sender.json(&started).await.is_err()
         || encoding == Encoding::Unknown && session.sender.json(&json!({ "type": "ping" })).await.is_err()
@@ -106,8 +107,7 @@ async fn begin(
         }
         _ => return Err(ApiError::invalid("type: the first message must be start or connect")),
     };
-    let (attached, events) =
-        processes::attach(app, place, Selector { by: Some(By::Tag(tag)) }, true).await?;
+    let (attached, events) = processes::attach(app, place, Selector { by: Some(By::Tag(tag)) }, true).await?;
     if !attached.process.as_ref().is_some_and(|process| process.terminal) {
         return Err(ApiError::invalid("tag: this process has no terminal"));
     }

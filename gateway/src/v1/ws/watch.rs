@@ -87,7 +87,8 @@ fn message(event: &WatchEvent) -> Value {
         WatchKind::Attributes => "attributes",
         WatchKind::Unspecified => "other",
     };
-    let mut message = json!({ "type": kind, "path": files::shown_path(&event.path), "directory": event.directory });
+    let mut message =
+        json!({ "type": kind, "path": files::shown_path(&event.path), "directory": event.directory });
     if !event.new_path.is_empty() {
         message["new_path"] = files::shown_path(&event.new_path).into();
     }
@@ -108,6 +109,9 @@ mod tests {
         };
         let expected = json!({ "type": "renamed", "path": "/a", "new_path": "/b", "directory": true });
         assert_eq!(message(&event), expected);
-        assert_eq!(message(&WatchEvent { kind: WatchKind::Lost.into(), ..WatchEvent::default() })["type"], "lost");
+        assert_eq!(
+            message(&WatchEvent { kind: WatchKind::Lost.into(), ..WatchEvent::default() })["type"],
+            "lost"
+        );
     }
 }
