@@ -21,7 +21,10 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tempfile::TempDir;
-use tonic::{Request, Status, Streaming, transport::Channel};
+use tonic::{
+    Request, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
 
 /// Longest wait for anything that should happen at once.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -130,7 +133,12 @@ impl Capsule {
     }
 
     pub async fn connect(&self) -> EnvdClient<Channel> {
-        EnvdClient::connect(format!("http://{}", self.address)).await.unwrap()
+        EnvdClient::new(self.channel().await)
+    }
+
+    /// A connection of its own.
+    pub async fn channel(&self) -> Channel {
+        Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
     }
 
     pub fn home(&self) -> String {
