@@ -55,6 +55,12 @@ pub const PORTS_MAX: u32 = 64;
 const PORT_WINDOW_BYTES: u32 = 256 << 10;
 /// Calls that are passed on to one service of a guest at the same time, on a connection of their own as well.
 pub const RELAYED_MAX: u32 = 128;
+/// What a stream of files may hold, and one of processes: HTTP/2 gives a connection up on which very many small frames are
+/// not read, and what processes write comes in such.
+const FILE_WINDOW_BYTES: u32 = 256 << 10;
+const PROCESS_WINDOW_BYTES: u32 = 64 << 10;
+/// More than all of them hold: that number of small frames grows with it.
+const RELAY_WINDOW_BYTES: u32 = 256 << 20;
 /// A file's bytes are sent in frames of this size: fewer wake-ups of a guest.
 const FRAME_BYTES: u32 = 64 << 10;
 
@@ -212,14 +218,18 @@ impl Guest {
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let port_places = Arc::new(Semaphore::new(PORTS_MAX as usize));
-        let relayed = || Relayed {
-            channel: InterceptedService::new(
-                connect(PORT_WINDOW_BYTES, PORT_WINDOW_BYTES * RELAYED_MAX),
-                credentials.clone(),
-            ),
+        let relayed = |window| Relayed {
+            channel: InterceptedService::new(connect(window, RELAY_WINDOW_BYTES), credentials.clone()),
             places: Arc::new(Semaphore::new(RELAYED_MAX as usize)),
         };
-        Ok(Self { client, ports, port_places, processes: relayed(), files: relayed(), credentials })
+        Ok(Self {
+            client,
+            ports,
+            port_places,
+            processes: relayed(PROCESS_WINDOW_BYTES),
+            files: relayed(FILE_WINDOW_BYTES),
+            credentials,
+        })
     }
 
     /// A token for one life of a guest: a restore gives it another, and a capture forgets it inside the guest.

@@ -9,7 +9,7 @@ use super::service::{AgentService, end};
 use crate::{
     capsule::activity::Activity,
     error::AgentError,
-    guest::{Guest, RELAYED_MAX, Relayed},
+    guest::{Guest, GuestError, RELAYED_MAX, Relayed},
 };
 use futures::future::BoxFuture;
 use hearth_proto::{
@@ -26,7 +26,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll, ready},
 };
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tonic::{Status, body::Body, server::NamedService, service::Routes};
 use tower::{Service, ServiceExt};
 
@@ -108,15 +108,84 @@ async fn pass<P: Passed>(agent: &AgentService, mut request: Request<Body>) -> Re
     let place = Arc::clone(&connection.places).try_acquire_owned().map_err(|_| {
         Status::resource_exhausted(format!("the capsule has {RELAYED_MAX} such calls under way already"))
     })?;
+    let (asking, asked) = oneshot::channel();
+    let mut confirmed: BoxFuture<'static, Infallible> = Box::pin(confirm(asked));
+    let request = request.map(|body| Body::new(Asking { body, end: End::Open(Some(asking)) }));
     let answered = tokio::select! {
         biased;
         answered = connection.channel.clone().oneshot(request) => answered,
+        never = &mut confirmed => match never {},
         status = &mut ended => return Err(status),
     };
     // What a guest refuses comes as an answer; an error is its connection's.
-    let answer =
-        answered.map_err(|error| AgentError::Guest(crate::guest::GuestError::Unreachable(chain(&error))))?;
-    Ok(answer.map(|body| Body::new(Passing { body: Body::new(body), ended, held: Some((activity, place)) })))
+    let answer = answered.map_err(|error| AgentError::Guest(GuestError::Unreachable(chain(&error))))?;
+    let held = Some((activity, place));
+    Ok(answer.map(|body| Body::new(Passing { body: Body::new(body), ended, confirmed, held })))
+}
+
+/// Answers a request that asks whether it has really ended. Whoever polls this is the call: when its caller has broken
+/// off, the connection drops it as soon as it waits, and with it the answer.
+async fn confirm(asked: oneshot::Receiver<oneshot::Sender<()>>) -> Infallible {
+    if let Ok(go_on) = asked.await {
+        tokio::task::yield_now().await;
+        // The guest may have answered already.
+        let _ = go_on.send(());
+    }
+    std::future::pending().await
+}
+
+/// A caller's request on its way. Our side of HTTP/2 shows one that was broken off as one that has ended; a guest would
+/// take half a file for a whole one. So its end is passed on only when the call goes on.
+struct Asking {
+    body: Body,
+    end: End,
+}
+
+enum End {
+    /// Not yet; where to ask then.
+    Open(Option<oneshot::Sender<oneshot::Sender<()>>>),
+    /// Seen, and the call is asked.
+    Asked(oneshot::Receiver<()>),
+    /// Passed on.
+    Told,
+}
+
+impl http_body::Body for Asking {
+    type Data = bytes::Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Status>>> {
+        let broken_off = || Poll::Ready(Some(Err(Status::cancelled("the call was broken off"))));
+        loop {
+            match &mut self.end {
+                End::Told => return Poll::Ready(None),
+                End::Asked(answer) => {
+                    let answer = ready!(Pin::new(answer).poll(context));
+                    self.end = End::Told;
+                    return if answer.is_ok() { Poll::Ready(None) } else { broken_off() };
+                }
+                End::Open(asking) => {
+                    let asking = asking.take();
+                    match http_body::Body::poll_frame(Pin::new(&mut self.body), context) {
+                        Poll::Ready(None) => {}
+                        other => {
+                            self.end = End::Open(asking);
+                            return other;
+                        }
+                    }
+                    let (go_on, answer) = oneshot::channel();
+                    if asking.is_none_or(|asking| asking.send(go_on).is_err()) {
+                        self.end = End::Told;
+                        return broken_off();
+                    }
+                    self.end = End::Asked(answer);
+                }
+            }
+        }
+    }
 }
 
 /// Takes out what is meant for this hop: the capsule, and what only we may say to a guest.
@@ -133,6 +202,7 @@ fn take_capsule(headers: &mut HeaderMap) -> Result<String, AgentError> {
 struct Passing<E> {
     body: Body,
     ended: Pin<Box<E>>,
+    confirmed: BoxFuture<'static, Infallible>,
     held: Option<(Activity, OwnedSemaphorePermit)>,
 }
 
@@ -146,6 +216,9 @@ impl<E: Future<Output = Status> + Send> http_body::Body for Passing<E> {
     ) -> Poll<Option<Result<Frame<Self::Data>, Status>>> {
         if self.held.is_none() {
             return Poll::Ready(None);
+        }
+        if let Poll::Ready(never) = self.confirmed.as_mut().poll(context) {
+            match never {}
         }
         // What has arrived is delivered before the end is told.
         let status = match http_body::Body::poll_frame(Pin::new(&mut self.body), context) {

@@ -49,7 +49,7 @@ pub fn read(
     let end = size.min(offset.saturating_add(wanted));
     let mut at = offset;
     while at < end {
-        let data = next_data(&file, at, end).map_err(&error)?;
+        let data = next_data(&file, at, end).map_err(|error| shrank(path, error))?;
         while at < data {
             // Zeroed memory that nobody touches costs nothing until it is sent.
             let chunk = vec![0; chunk(data - at)];
@@ -135,11 +135,22 @@ fn generated(
     Ok(())
 }
 
-/// Where data begin at `at` or after it, at most `end`. A file system that knows no holes has data everywhere.
+/// What an error of [`next_data`] means.
+pub fn shrank(path: &Path, error: io::Error) -> FileError {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => FileError::Shrank(path.to_owned()),
+        _ => FileError::io(path)(error),
+    }
+}
+
+/// Where data begin at `at` or after it, at most `end`; `UnexpectedEof` when the file does not reach so far any more. A
+/// file system that knows no holes has data everywhere.
 pub fn next_data(file: &File, at: u64, end: u64) -> io::Result<u64> {
     match seek(file, at, Whence::SeekData) {
         Ok(data) => Ok(data.min(end)),
-        Err(nix::Error::ENXIO) => Ok(end),
+        // A hole up to the end, or the end.
+        Err(nix::Error::ENXIO) if end <= file.metadata()?.len() => Ok(end),
+        Err(nix::Error::ENXIO) => Err(io::ErrorKind::UnexpectedEof.into()),
         Err(nix::Error::EINVAL) => Ok(at),
         Err(errno) => Err(errno.into()),
     }

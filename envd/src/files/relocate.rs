@@ -2,7 +2,7 @@
 
 use super::{
     FileError,
-    read::{next_data, next_hole},
+    read::{next_data, next_hole, shrank},
     tree,
     worker::Actor,
     write::temporary_path,
@@ -148,7 +148,7 @@ fn copy_bytes(actor: &Actor, from: &Path, metadata: &Metadata, to: &Path) -> Res
     let mut bytes = vec![0; COPY_BYTES];
     let mut at = 0;
     while at < size {
-        at = next_data(&source, at, size).map_err(FileError::io(from))?;
+        at = next_data(&source, at, size).map_err(|error| shrank(from, error))?;
         let end = next_hole(&source, at, size).map_err(FileError::io(from))?;
         while at < end {
             actor.go_on()?;

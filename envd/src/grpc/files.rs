@@ -245,6 +245,8 @@ async fn feed(
             return Ok(());
         }
     }
+    // A caller that broke off looks like one that has ended. The connection ends this call then, as soon as it waits.
+    tokio::task::yield_now().await;
     let _ = parts.send(write::Part::End).await;
     Ok(())
 }

@@ -136,9 +136,12 @@ impl Capsule {
         EnvdClient::new(self.channel().await)
     }
 
-    /// A connection of its own.
+    /// A connection of its own, with windows like the agent's.
     pub async fn channel(&self) -> Channel {
-        Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        let endpoint =
+            endpoint.initial_stream_window_size(256 << 10).initial_connection_window_size(32 << 20);
+        endpoint.connect().await.unwrap()
     }
 
     pub fn home(&self) -> String {

@@ -121,7 +121,7 @@ async fn what_cannot_be_watched_is_said_and_watches_end_with_their_callers() {
     fs::set_permissions(home.join("closed"), fs::Permissions::from_mode(0o700)).unwrap();
     assert_eq!(watch(&client, &home.join("closed"), false).await.unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(watch(&client, &home.join("missing"), false).await.unwrap_err().code(), Code::NotFound);
-    for _ in 0..3 {
+    for round in 0..3 {
         let mut open = Vec::new();
         let full = loop {
             match watch(&client, &home, true).await {
