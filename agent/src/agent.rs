@@ -13,7 +13,7 @@ use crate::{
     config::{AgentConfig, ConfigError, Layout, OnStop},
     disk::store::{self, StoreFs, StoreFsError},
     engine::{Accelerator, Engine, EngineError, Kind, TCG_WARNING},
-    grpc::service::AgentService,
+    grpc::{relay, service::AgentService},
     memory::image::{ImageError, Images},
     network::{dns, slots::Slots},
     reaper::{
@@ -330,7 +330,8 @@ fn serve(parts: &Arc<Parts>, listener: UnixListener) -> (Served, CancellationTok
     // Calls on one connection do not wait for one that is not read: it holds its stream's window, not all.
     let server =
         Server::builder().initial_stream_window_size(1 << 20).initial_connection_window_size(256 << 20);
-    let served = tokio::spawn(rpc::serve(server, Routes::new(service), listener, stop_server.clone()));
+    let services = relay::add(Routes::new(service), &AgentService::new(parts.clone()));
+    let served = tokio::spawn(rpc::serve(server, services, listener, stop_server.clone()));
     (served, stop_server)
 }
 

@@ -1,6 +1,7 @@
 //! The agent's gRPC server.
 
 mod ports;
+pub mod relay;
 pub mod service;
 mod snapshots;
 pub mod status;

@@ -53,6 +53,16 @@ const WINDOW_BYTES: u32 = 4 << 20;
 pub const PORTS_MAX: u32 = 64;
 /// They share a connection of their own, so that nobody waits for one that is not read: what one may hold, times all.
 const PORT_WINDOW_BYTES: u32 = 256 << 10;
+/// Calls that are passed on to one service of a guest at the same time, on a connection of their own as well.
+pub const RELAYED_MAX: u32 = 128;
+/// What a stream of files may hold, and one of processes: HTTP/2 gives a connection up on which very many small frames are
+/// not read, and what processes write comes in such.
+const FILE_WINDOW_BYTES: u32 = 256 << 10;
+const PROCESS_WINDOW_BYTES: u32 = 64 << 10;
+/// More than all of them hold: that number of small frames grows with it.
+const RELAY_WINDOW_BYTES: u32 = 256 << 20;
+/// A file's bytes are sent in frames of this size: fewer wake-ups of a guest.
+const FRAME_BYTES: u32 = 64 << 10;
 
 /// Why a guest did not do as told.
 #[derive(Debug, thiserror::Error)]
@@ -102,11 +112,25 @@ pub struct Guest {
     ports: EnvdClient<InterceptedService<Channel, Credentials>>,
     /// Connections to ports that may still be made.
     pub(crate) port_places: Arc<Semaphore>,
+    /// For calls of its `Processes` that are passed on.
+    pub(crate) processes: Relayed,
+    /// For calls of its `Files` that are passed on.
+    pub(crate) files: Relayed,
     credentials: Credentials,
 }
 
+/// A connection for calls that are passed on unread. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Relayed {
+    /// Gives each call the guest's token and the time.
+    pub(crate) channel: InterceptedService<Channel, Credentials>,
+    /// Calls that may still be made.
+    pub(crate) places: Arc<Semaphore>,
+}
+
+/// What every call to a guest carries.
 #[derive(Clone)]
-struct Credentials {
+pub(crate) struct Credentials {
     token: MetadataValue<Ascii>,
 }
 
@@ -183,6 +207,7 @@ impl Guest {
             Endpoint::from_static("http://envd.hearth")
                 .initial_stream_window_size(stream)
                 .initial_connection_window_size(all)
+                .max_frame_size(FRAME_BYTES)
                 .connect_with_connector_lazy(service_fn(move |_: Uri| dial(netns.clone())))
         };
         let channel = connect(WINDOW_BYTES, WINDOW_BYTES);
@@ -193,7 +218,18 @@ impl Guest {
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let port_places = Arc::new(Semaphore::new(PORTS_MAX as usize));
-        Ok(Self { client, ports, port_places, credentials })
+        let relayed = |window| Relayed {
+            channel: InterceptedService::new(connect(window, RELAY_WINDOW_BYTES), credentials.clone()),
+            places: Arc::new(Semaphore::new(RELAYED_MAX as usize)),
+        };
+        Ok(Self {
+            client,
+            ports,
+            port_places,
+            processes: relayed(PROCESS_WINDOW_BYTES),
+            files: relayed(FILE_WINDOW_BYTES),
+            credentials,
+        })
     }
 
     /// A token for one life of a guest: a restore gives it another, and a capture forgets it inside the guest.

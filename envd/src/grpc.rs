@@ -1,12 +1,15 @@
-//! The service `hearth.envd.v1.Envd`: the gate, the clock, then the call.
+//! The services of envd: the gate, the clock, then the call. Here is `hearth.envd.v1.Envd`.
 
 mod activation;
 mod exec;
+mod files;
 mod port;
+mod processes;
 mod status;
 
 use crate::{
     disk,
+    files::Files,
     gate::{Call, Gate},
     process::Processes,
     snapshot::{Guest, activate, prepare},
@@ -37,6 +40,7 @@ struct Inner {
     gate: Arc<Gate>,
     guest: Guest,
     processes: Processes,
+    files: Files,
     /// The capsule's address.
     own: Option<IpAddr>,
 }
@@ -44,7 +48,7 @@ struct Inner {
 impl Service {
     /// The service behind `gate`.
     pub fn new(gate: Arc<Gate>, guest: Guest, processes: Processes, own: Option<IpAddr>) -> Self {
-        Self { inner: Arc::new(Inner { gate, guest, processes, own }) }
+        Self { inner: Arc::new(Inner { gate, guest, processes, files: Files::default(), own }) }
     }
 
     /// Every call but `Activate` and `Prepare` begins here.

@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod cmdline;
 pub mod config;
 pub mod disk;
+pub mod files;
 pub mod gate;
 pub mod grpc;
 pub mod init;

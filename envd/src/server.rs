@@ -1,6 +1,7 @@
 //! Listens on the capsule's own address and serves gRPC there.
 
 mod connection;
+mod dispatch;
 
 use crate::{
     cgroup::Cgroup,
@@ -12,8 +13,8 @@ use crate::{
     user::{self, UserError},
 };
 use connection::{Connection, Connections};
+use dispatch::Dispatch;
 use futures::{Stream, stream};
-use hearth_proto::wire::envd::envd_server::EnvdServer;
 use hearth_runtimes::Runtimes;
 use std::{
     io,
@@ -30,10 +31,10 @@ use tonic::transport::Server;
 
 /// Calls at the same time on one connection.
 const CALLS_MAX: u32 = 256;
-/// What a call's stream may hold unread. A connection holds that of all port streams an agent makes: nobody waits for a
-/// service that does not read.
+/// What a call's stream may hold unread. A connection holds that of all streams an agent makes on one: nobody waits for
+/// a service, process or disk that does not take what is sent to it.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
-const PORTS: u32 = 64;
+const STREAMS: u32 = 128;
 /// Largest request: a run's files or an exec's input, inline.
 const REQUEST_BYTES_MAX: usize = 32 << 20;
 /// Wait before the next try when connections cannot be accepted, for want of descriptors or memory.
@@ -63,15 +64,14 @@ pub enum ServeError {
 pub async fn serve(config: ServiceConfig, listen: SocketAddr) -> Result<(), ServeError> {
     let mut stop = signal(SignalKind::terminate()).map_err(ServeError::Signal)?;
     let gate = Arc::new(Gate::new());
-    let service =
-        EnvdServer::new(build(&config, &gate, listen)?).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let service = Dispatch::new(build(&config, &gate, listen)?, REQUEST_BYTES_MAX);
     let listener = TcpListener::bind(listen).await.map_err(|error| ServeError::Listen(listen, error))?;
     let address = listener.local_addr().map_err(|error| ServeError::Listen(listen, error))?;
     tracing::info!(%address, "envd serves");
     let server = Server::builder()
         .max_concurrent_streams(CALLS_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(STREAM_WINDOW_BYTES * PORTS)
+        .initial_connection_window_size(STREAM_WINDOW_BYTES * STREAMS)
         .serve_with_incoming(service, incoming(listener, gate));
     tokio::select! {
         served = server => served?,

@@ -34,9 +34,64 @@ pub enum UserError {
 
 /// Looks a user up by login name.
 pub fn look_up(name: &str) -> Result<User, UserError> {
-    let passwd = read(Path::new("/etc/passwd"))?;
-    let group = read(Path::new("/etc/group"))?;
-    find(&passwd, &group, name).ok_or_else(|| UserError::Unknown(name.to_owned()))
+    Names::read()?.user(name).ok_or_else(|| UserError::Unknown(name.to_owned()))
+}
+
+/// The id of the group `name`, if there is one.
+pub fn group_id(name: &str) -> Result<Option<u32>, UserError> {
+    Ok(Names::read()?.gid(name))
+}
+
+/// The names of all users and groups, for those who show or read many.
+#[derive(Debug)]
+pub struct Names {
+    passwd: String,
+    group: String,
+}
+
+impl Names {
+    /// Reads the files.
+    pub fn read() -> Result<Self, UserError> {
+        Ok(Self { passwd: read(Path::new("/etc/passwd"))?, group: read(Path::new("/etc/group"))? })
+    }
+
+    /// The names in these files' contents.
+    pub fn of(passwd: &str, group: &str) -> Self {
+        Self { passwd: passwd.to_owned(), group: group.to_owned() }
+    }
+
+    /// The user with this name.
+    pub fn user(&self, name: &str) -> Option<User> {
+        find(&self.passwd, &self.group, name)
+    }
+
+    /// The first user with this id.
+    pub fn user_name(&self, uid: u32) -> Option<&str> {
+        named(&self.passwd, uid)
+    }
+
+    /// The first group with this id.
+    pub fn group_name(&self, gid: u32) -> Option<&str> {
+        named(&self.group, gid)
+    }
+
+    /// The id of a group.
+    pub fn gid(&self, name: &str) -> Option<u32> {
+        self.group.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let found = fields.next() == Some(name) && !name.is_empty();
+            found.then(|| fields.nth(1)?.parse().ok()).flatten()
+        })
+    }
+}
+
+/// (pure) The name of the first entry with this id; both files have it in the third field.
+fn named(file: &str, id: u32) -> Option<&str> {
+    file.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next().filter(|name| !name.is_empty())?;
+        (fields.nth(1)?.parse() == Ok(id)).then_some(name)
+    })
 }
 
 /// Names are bytes to the kernel; a stray byte in a comment field must not make every user unknown.
@@ -100,6 +155,14 @@ mod tests {
         let user = find(PASSWD, GROUP, "nohome").unwrap();
         assert_eq!((user.uid, user.gid, user.home.as_str()), (5, 60, "/"));
         assert_eq!(find(PASSWD, "", "root").unwrap().groups, Vec::<u32>::new());
+    }
+
+    #[test]
+    fn names_and_ids_are_found_both_ways() {
+        let names = Names::of(PASSWD, GROUP);
+        assert_eq!((names.user_name(1000), names.user_name(7)), (Some("user"), None));
+        assert_eq!((names.group_name(44), names.group_name(5)), (Some("video"), None));
+        assert_eq!((names.gid("docker"), names.gid("nope"), names.gid("")), (Some(999), None, None));
     }
 
     #[test]

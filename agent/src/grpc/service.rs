@@ -400,6 +400,18 @@ impl Agent for AgentService {
     }
 }
 
+/// What to tell when the capsule's life ends that goes on now.
+pub(super) fn end(handle: &Handle) -> impl Future<Output = Status> + Send + 'static {
+    let mut guest = handle.watch_guest();
+    guest.mark_unchanged();
+    let handle = handle.clone();
+    async move {
+        // Its task ends with the guest replaced, or dropped.
+        let _ = guest.changed().await;
+        Status::unavailable(format!("the capsule is {}", handle.state()))
+    }
+}
+
 /// The guest's events until they end, or until the capsule's life does: the stream of one that died, was paused or
 /// rolled back says so at once. The capsule is in use as long as the stream is there.
 pub(super) fn until_end<T: Send + 'static>(
@@ -407,14 +419,7 @@ pub(super) fn until_end<T: Send + 'static>(
     activity: Activity,
     events: tonic::Streaming<T>,
 ) -> Replies<T> {
-    let mut guest = handle.watch_guest();
-    guest.mark_unchanged();
-    let handle = handle.clone();
-    let ended = async move {
-        // Its task ends with the guest replaced, or dropped.
-        let _ = guest.changed().await;
-        Status::unavailable(format!("the capsule is {}", handle.state()))
-    };
+    let ended = end(handle);
     let events = events.map(|event| {
         event.map_err(|status| Status::unavailable(format!("the guest's stream broke: {}", status.message())))
     });

@@ -45,7 +45,8 @@ pub fn wire(event: Event) -> ExecEvent {
     ExecEvent { event: Some(event) }
 }
 
-fn exited(exit: Exit) -> Exited {
+/// An exit on the wire.
+pub fn exited(exit: Exit) -> Exited {
     Exited {
         exit_code: exit.code,
         signal: exit.signal,

@@ -27,12 +27,17 @@ impl From<OrderError> for Status {
             | OrderError::Variable(_)
             | OrderError::User(UserError::Unknown(_))
             | OrderError::Start(StartError::Cwd(_)) => Self::invalid_argument(error.to_string()),
+            OrderError::Start(StartError::NotFound { .. } | StartError::NotExecutable { .. }) => {
+                Self::invalid_argument(format!("cmd: {error}"))
+            }
+            OrderError::Taken(_) => Self::already_exists(error.to_string()),
             OrderError::TooMany | OrderError::Start(StartError::Spawn(_)) => {
                 Self::resource_exhausted(with_causes(&error))
             }
-            OrderError::User(UserError::Read(_)) | OrderError::Start(_) | OrderError::Group(_) => {
-                internal(error)
-            }
+            OrderError::User(UserError::Read(_))
+            | OrderError::Start(_)
+            | OrderError::Group(_)
+            | OrderError::Make(..) => internal(error),
         }
     }
 }

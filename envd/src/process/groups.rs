@@ -1,5 +1,6 @@
 //! A control group per exec, removed when its last process is gone.
 
+use super::signal;
 use crate::cgroup::Cgroup;
 use std::{
     fs, io,
@@ -70,6 +71,14 @@ impl Group {
     /// Kills everything in it, sessions of their own included.
     pub fn kill(&self) -> io::Result<()> {
         self.cgroup.kill()
+    }
+
+    /// Sends a signal to every process in it and below; `signal` is 1 to 64.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        if signal == libc::SIGKILL && self.kill().is_ok() {
+            return Ok(());
+        }
+        signal::send(&self.cgroup, signal)
     }
 
     /// How many of its processes were killed for want of memory.

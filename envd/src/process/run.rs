@@ -1,15 +1,17 @@
 //! The task that owns one running process: feeds it, reads it, ends it in time, says how it ended.
 
-use super::{Event, Exit, groups::Group, output::Limit, start::Running};
-use nix::{
-    fcntl::{FcntlArg, fcntl},
-    sys::signal::{Signal, killpg},
-    unistd::Pid,
+use super::{
+    Event, Exit,
+    groups::Group,
+    output::Limit,
+    pipes::{self, CHUNK_BYTES},
+    start::Running,
 };
 use std::{
     io::{self, Cursor},
-    os::{fd::AsFd, unix::process::ExitStatusExt},
+    os::fd::AsFd,
     process::ExitStatus,
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -20,12 +22,8 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-/// Bytes read and sent at once: half of a pipe's default size.
-const CHUNK_BYTES: usize = 32 * 1024;
 /// How long the last output of a process that has ended may wait for its reader.
 const DELIVERY_LIMIT: Duration = Duration::from_secs(60);
-/// 128 + SIGKILL: how a shell reports a killed child.
-const KILLED: i32 = 137;
 
 /// The limits of one run.
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +41,7 @@ pub struct Run {
     stdin: Option<(ChildStdin, Cursor<Vec<u8>>)>,
     stdout: Output,
     stderr: Output,
-    group: Group,
+    group: Arc<Group>,
     deadline: Instant,
     events: mpsc::Sender<Event>,
 }
@@ -62,7 +60,7 @@ impl Run {
     /// Takes a process over.
     pub fn new(
         running: Running,
-        group: Group,
+        group: Arc<Group>,
         stdin: Vec<u8>,
         limits: Limits,
         events: mpsc::Sender<Event>,
@@ -105,13 +103,13 @@ impl Run {
                 // Endings first: a process that never stops writing must not outrun its limits.
                 biased;
                 () = self.events.closed() => {
-                    self.kill();
+                    pipes::kill(&self.group, &self.child);
                     self.child.wait().await?;
                     return Ok(Ended::Abandoned);
                 }
                 () = sleep_until(self.deadline), if !timed_out => {
                     timed_out = true;
-                    self.kill();
+                    pipes::kill(&self.group, &self.child);
                 }
                 status = self.child.wait() => return Ok(Ended::Exited { status: status?, timed_out }),
                 () = feed(&mut feeding), if feeding.is_some() => feeding = None,
@@ -124,29 +122,11 @@ impl Run {
         }
     }
 
-    /// Kills the whole tree, sessions of their own included.
-    fn kill(&self) {
-        if self.group.kill().is_ok() {
-            return;
-        }
-        // Without cgroup.kill (before Linux 5.14) the process group is what there is. Our child is its leader and not
-        // yet waited for, so the number is still its own.
-        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok())
-            && let Err(error) = killpg(Pid::from_raw(pid), Signal::SIGKILL)
-        {
-            tracing::warn!(pid, %error, "not killed");
-        }
-    }
-
     /// Delivers what was written before the exit, then the exit.
     async fn finish(&mut self, status: ExitStatus, timed_out: bool) {
         let stdout_truncated = self.stdout.drain(&self.events).await;
         let stderr_truncated = self.stderr.drain(&self.events).await;
-        let signal = status.signal().unwrap_or(0);
-        let code = status.code().unwrap_or(128 + signal);
-        let oom = code == KILLED && !timed_out && 0 < self.group.oom_kills();
-        let exit =
-            Exit { code, signal, timed_out, oom, stdout_truncated, stderr_truncated, error: String::new() };
+        let exit = Exit { stdout_truncated, stderr_truncated, ..Exit::of(status, timed_out, &self.group) };
         // An error means that nobody listens any more.
         let _ = self.events.send(Event::Exited(exit)).await;
     }
@@ -207,8 +187,7 @@ impl Output {
     /// Background processes may hold the pipe and go on writing: what was there at the exit fits into the pipe, so no
     /// more than its size is read.
     async fn drain(&mut self, events: &mpsc::Sender<Event>) -> bool {
-        let size = self.pipe.as_ref().and_then(|pipe| fcntl(pipe, FcntlArg::F_GETPIPE_SZ).ok()).unwrap_or(0);
-        let mut left = usize::try_from(size).unwrap_or(0);
+        let mut left = self.pipe.as_ref().map_or(0, pipes::size);
         while 0 < left
             && let Some(pipe) = &self.pipe
         {
@@ -237,23 +216,9 @@ impl Output {
         rest.truncated
     }
 
-    /// Goes on reading for background processes that hold the pipe, so that their next write does not end them.
     fn discard(&mut self) {
-        let Some(pipe) = self.pipe.take() else { return };
-        let mut buffer = std::mem::take(&mut self.buffer);
-        if matches!(nix::unistd::read(pipe.as_fd(), &mut buffer), Ok(0)) {
-            return;
+        if let Some(pipe) = self.pipe.take() {
+            pipes::discard(pipe, std::mem::take(&mut self.buffer));
         }
-        // Ends with the last process that holds the pipe; their number is bounded by the guest's pids.max.
-        tokio::spawn(async move {
-            while pipe.readable().await.is_ok() {
-                match pipe.try_read(&mut buffer) {
-                    Ok(0) => break,
-                    Ok(_) => {}
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(_) => break,
-                }
-            }
-        });
     }
 }

@@ -37,8 +37,6 @@ pub struct Launch {
     pub user: User,
     /// Open `cgroup.procs` of the group it enters before it runs.
     pub cgroup: OwnedFd,
-    /// Whether it reads from a pipe of ours instead of /dev/null.
-    pub stdin: bool,
 }
 
 /// A started process and our ends of its pipes.
@@ -103,30 +101,46 @@ pub enum Step {
     User = 4,
     /// Enter the working directory, as the user.
     Cwd = 5,
+    /// Take its terminal for the session's own.
+    Terminal = 6,
 }
 
 /// The standard library reports a failed `pre_exec` by its error number alone. Linux's numbers are below 4096, so the
 /// step travels above them.
 const STEP_SHIFT: i32 = 12;
 
-/// Starts the process. Blocks for the fork.
-pub fn start(launch: Launch) -> Result<Running, StartError> {
+/// Starts the process; it reads from a pipe of ours if `stdin` is set, else from /dev/null. Blocks for the fork.
+pub fn start(launch: Launch, stdin: bool) -> Result<Running, StartError> {
     let (stdout, child_stdout) = output_pipe().map_err(StartError::Spawn)?;
     let (stderr, child_stderr) = output_pipe().map_err(StartError::Spawn)?;
     let mut command = Command::new(&launch.program);
-    command
-        .args(&launch.args)
-        .env_clear()
-        .envs(&launch.env)
-        .stdin(if launch.stdin { Stdio::piped() } else { Stdio::null() })
-        .stdout(child_stdout)
-        .stderr(child_stderr);
-    let program = launch.program.clone();
-    prepare(&mut command, launch)?;
-    let mut child = command.spawn().map_err(|error| name(error, program))?;
+    let stdin = if stdin { Stdio::piped() } else { Stdio::null() };
+    command.stdin(stdin).stdout(child_stdout).stderr(child_stderr);
+    let mut child = spawn(command, launch, Streams::Pipes)?;
     let stdin = child.stdin.take();
-    // `command` ends here and with it our copies of the child's ends, without which the pipes would never end.
     Ok(Running { child, stdin, stdout, stderr })
+}
+
+/// Starts the process with this terminal as all of its streams. Blocks for the fork.
+pub fn start_on(terminal: OwnedFd, launch: Launch) -> Result<Child, StartError> {
+    let mut command = Command::new(&launch.program);
+    let copy = || terminal.try_clone().map_err(StartError::Spawn);
+    command.stdout(copy()?).stderr(copy()?).stdin(terminal);
+    spawn(command, launch, Streams::Terminal)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Streams {
+    Pipes,
+    Terminal,
+}
+
+/// `command` ends here and with it our copies of the child's ends, without which its streams would never end.
+fn spawn(mut command: Command, launch: Launch, streams: Streams) -> Result<Child, StartError> {
+    command.args(&launch.args).env_clear().envs(&launch.env);
+    let program = launch.program.clone();
+    prepare(&mut command, launch, streams)?;
+    command.spawn().map_err(|error| name(error, program))
 }
 
 fn output_pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
@@ -134,7 +148,7 @@ fn output_pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
     Ok((pipe::Receiver::from_owned_fd(ours)?, child))
 }
 
-fn prepare(command: &mut Command, launch: Launch) -> Result<(), StartError> {
+fn prepare(command: &mut Command, launch: Launch, streams: Streams) -> Result<(), StartError> {
     let cwd = CString::new(launch.cwd).map_err(|error| StartError::Cwd(error.into()))?;
     let (uid, gid) = (Uid::from_raw(launch.user.uid), Gid::from_raw(launch.user.gid));
     let groups: Vec<Gid> = launch.user.groups.iter().copied().map(Gid::from_raw).collect();
@@ -143,6 +157,9 @@ fn prepare(command: &mut Command, launch: Launch) -> Result<(), StartError> {
         at(Step::Cgroup, write(&cgroup, b"0").map(drop))?;
         at(Step::OomScore, raise_oom_score())?;
         at(Step::Session, setsid().map(drop))?;
+        if streams == Streams::Terminal {
+            at(Step::Terminal, control_terminal())?;
+        }
         at(
             Step::User,
             setgroups(&groups)
@@ -159,6 +176,12 @@ fn prepare(command: &mut Command, launch: Launch) -> Result<(), StartError> {
         command.pre_exec(before_exec);
     }
     Ok(())
+}
+
+/// Makes standard input, which is a terminal, that of the session. Only its leader can, and it has none yet.
+fn control_terminal() -> nix::Result<()> {
+    // SAFETY: TIOCSCTTY takes a number and touches no memory; ioctl(2) is a plain system call.
+    nix::errno::Errno::result(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) }).map(drop)
 }
 
 fn raise_oom_score() -> nix::Result<()> {
@@ -184,6 +207,7 @@ fn name(error: io::Error, program: String) -> StartError {
         3 => setup(Step::Session),
         4 => setup(Step::User),
         5 => StartError::Cwd(source),
+        6 => setup(Step::Terminal),
         _ => match code {
             libc::ENOENT | libc::ENOTDIR => StartError::NotFound { program, source },
             libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE => StartError::Spawn(source),

@@ -21,7 +21,10 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tempfile::TempDir;
-use tonic::{Request, Status, Streaming, transport::Channel};
+use tonic::{
+    Request, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
 
 /// Longest wait for anything that should happen at once.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -130,7 +133,15 @@ impl Capsule {
     }
 
     pub async fn connect(&self) -> EnvdClient<Channel> {
-        EnvdClient::connect(format!("http://{}", self.address)).await.unwrap()
+        EnvdClient::new(self.channel().await)
+    }
+
+    /// A connection of its own, with windows like the agent's.
+    pub async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        let endpoint =
+            endpoint.initial_stream_window_size(256 << 10).initial_connection_window_size(32 << 20);
+        endpoint.connect().await.unwrap()
     }
 
     pub fn home(&self) -> String {

@@ -4,6 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod activation;
+mod attached;
 mod capsule;
 mod exec;
+mod files;
 mod limits;
+mod processes;
+mod terminals;
+mod watch;
