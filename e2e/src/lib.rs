@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod generations;
+pub mod guest;
 pub mod internet;
 pub mod ledger;
 pub mod leftovers;

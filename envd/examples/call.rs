@@ -1,5 +1,5 @@
 //! Calls a capsule's envd by hand, to look into one while developing:
-//! `call ADDR:PORT activate|prepare LANGUAGE…|health|exec PROGRAM ARG…|execute CODE`.
+//! `call ADDR:PORT activate|prepare LANGUAGE…|health|exec PROGRAM ARG…|repeat COUNT PROGRAM ARG…|execute CODE`.
 
 use hearth_proto::{
     metadata,
@@ -71,6 +71,21 @@ async fn main() -> Result<(), Box<dyn Error>> {
                     other => eprintln!("{other:?}"),
                 }
             }
+        }
+        "repeat" => {
+            let (count, rest) = rest.split_first().ok_or("no count")?;
+            let (cmd, args) = rest.split_first().ok_or("no program")?;
+            let mut times = Vec::new();
+            for _ in 0..count.parse()? {
+                let message = ExecRequest { cmd: cmd.clone(), args: args.to_vec(), ..ExecRequest::default() };
+                let begun = Instant::now();
+                let mut events = client.exec(request(message)?).await?.into_inner();
+                while events.message().await?.is_some() {}
+                times.push(begun.elapsed().as_micros());
+            }
+            times.sort_unstable();
+            let at = |share: usize| times.get(times.len() * share / 100).copied().unwrap_or_default();
+            println!("p10 {} p50 {} p90 {} µs", at(10), at(50), at(90));
         }
         "execute" => {
             let rehearsal = rest.is_empty();

@@ -6,6 +6,7 @@
 mod captures;
 mod damage;
 mod disk;
+mod files;
 mod fork;
 mod hostile;
 mod idle;
@@ -13,12 +14,14 @@ mod limits;
 mod network;
 mod pause;
 mod ports;
+mod processes;
 mod sequences;
 mod sizes;
 mod small;
 mod snapshots;
 mod store;
 mod survival;
+mod terminals;
 mod working_set;
 
 use hearth_e2e::{agent::TestAgent, leftovers};

@@ -10,5 +10,6 @@ mod exec;
 mod files;
 mod limits;
 mod processes;
+mod stored;
 mod terminals;
 mod watch;

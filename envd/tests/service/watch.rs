@@ -2,7 +2,7 @@
 
 use crate::{
     capsule::{SOON, TOKEN, call},
-    files::Client,
+    stored::Client,
 };
 use hearth_proto::wire::files::{WatchEvent, WatchKind, WatchRequest};
 use std::{fs, os::unix::ffi::OsStrExt, os::unix::fs::PermissionsExt, path::Path};
@@ -129,12 +129,9 @@ async fn what_cannot_be_watched_is_said_and_watches_end_with_their_callers() {
                 Err(status) => break status,
             }
         };
-        assert_eq!(
-            (full.code(), 32 <= open.len()),
-            (Code::ResourceExhausted, true),
-            "{full:?} {}",
-            open.len()
-        );
+        assert_eq!(full.code(), Code::ResourceExhausted, "{full:?}");
+        // Later those of the round before may still be on their way out.
+        assert!(0 < round || 32 <= open.len(), "{}", open.len());
         drop(open);
         let deadline = std::time::Instant::now() + SOON;
         while watch(&client, &home, true).await.is_err() {
