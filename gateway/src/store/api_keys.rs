@@ -2,7 +2,7 @@
 
 use super::{Store, StoreError};
 use hearth_proto::id::{KeyId, TeamId};
-use sqlx::{PgConnection, Row};
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -18,27 +18,25 @@ pub(crate) struct NewKey<'a> {
 impl Store {
     /// The key with this hash and its team, unless it was revoked.
     pub(crate) async fn key_by_hash(&self, hash: &str) -> Result<Option<(KeyId, TeamId)>, StoreError> {
-        let row = sqlx::query("SELECT id, team_id FROM api_keys WHERE hash = $1 AND revoked_at IS NULL")
-            .bind(hash)
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(StoreError::of("cannot look up an API key"))?;
-        row.map(|row| Ok((KeyId::from_uuid(row.try_get("id")?), TeamId::from_uuid(row.try_get("team_id")?))))
-            .transpose()
-            .map_err(StoreError::of("cannot read an API key"))
+        let row =
+            sqlx::query!("SELECT id, team_id FROM api_keys WHERE hash = $1 AND revoked_at IS NULL", hash)
+                .fetch_optional(&self.pool)
+                .await
+                .map_err(StoreError::of("cannot look up an API key"))?;
+        Ok(row.map(|row| (KeyId::from_uuid(row.id), TeamId::from_uuid(row.team_id))))
     }
 
     /// Notes when keys were last used. Never moves an instant back.
     pub(crate) async fn touch_keys(&self, used: &[(KeyId, OffsetDateTime)]) -> Result<(), StoreError> {
         let ids: Vec<Uuid> = used.iter().map(|(id, _)| id.uuid()).collect();
         let instants: Vec<OffsetDateTime> = used.iter().map(|(_, instant)| *instant).collect();
-        sqlx::query(
+        sqlx::query!(
             "UPDATE api_keys SET last_used_at = GREATEST(last_used_at, used.instant)
              FROM UNNEST($1::uuid[], $2::timestamptz[]) AS used (id, instant)
              WHERE api_keys.id = used.id",
+            &ids,
+            &instants,
         )
-        .bind(ids)
-        .bind(instants)
         .execute(&self.pool)
         .await
         .map_err(StoreError::of("cannot note the last use of API keys"))?;
@@ -48,7 +46,7 @@ impl Store {
 
 /// Whether there is any key, revoked ones included.
 pub(crate) async fn any(connection: &mut PgConnection) -> Result<bool, StoreError> {
-    sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM api_keys)")
+    sqlx::query_scalar!(r#"SELECT EXISTS (SELECT 1 FROM api_keys) AS "exists!""#)
         .fetch_one(connection)
         .await
         .map_err(StoreError::of("cannot count API keys"))
@@ -56,15 +54,15 @@ pub(crate) async fn any(connection: &mut PgConnection) -> Result<bool, StoreErro
 
 /// Adds a key. One that is there already, revoked or not, is left as it is.
 pub(crate) async fn insert(connection: &mut PgConnection, key: &NewKey<'_>) -> Result<bool, StoreError> {
-    let done = sqlx::query(
+    let done = sqlx::query!(
         "INSERT INTO api_keys (id, team_id, name, prefix, hash) VALUES ($1, $2, $3, $4, $5)
          ON CONFLICT ON CONSTRAINT api_keys_hash_unique DO NOTHING",
+        key.id.uuid(),
+        key.team.uuid(),
+        key.name,
+        key.prefix,
+        key.hash,
     )
-    .bind(key.id.uuid())
-    .bind(key.team.uuid())
-    .bind(key.name)
-    .bind(key.prefix)
-    .bind(key.hash)
     .execute(connection)
     .await
     .map_err(StoreError::of("cannot add an API key"))?;

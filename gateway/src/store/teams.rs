@@ -3,11 +3,10 @@
 use super::StoreError;
 use hearth_proto::id::TeamId;
 use sqlx::PgConnection;
-use uuid::Uuid;
 
 /// The oldest team; made when there is none yet. Callers hold the set-up lock.
 pub(crate) async fn first(connection: &mut PgConnection) -> Result<TeamId, StoreError> {
-    let oldest: Option<Uuid> = sqlx::query_scalar("SELECT id FROM teams ORDER BY created_at, id LIMIT 1")
+    let oldest = sqlx::query_scalar!("SELECT id FROM teams ORDER BY created_at, id LIMIT 1")
         .fetch_optional(&mut *connection)
         .await
         .map_err(StoreError::of("cannot read teams"))?;
@@ -15,9 +14,7 @@ pub(crate) async fn first(connection: &mut PgConnection) -> Result<TeamId, Store
         return Ok(TeamId::from_uuid(id));
     }
     let team = TeamId::new();
-    sqlx::query("INSERT INTO teams (id, name) VALUES ($1, $2)")
-        .bind(team.uuid())
-        .bind("default")
+    sqlx::query!("INSERT INTO teams (id, name) VALUES ($1, $2)", team.uuid(), "default")
         .execute(connection)
         .await
         .map_err(StoreError::of("cannot add a team"))?;
@@ -32,8 +29,7 @@ pub(crate) async fn setup(
     const SETUP_LOCK: i64 = 0x4865_6172_7468;
     let mut transaction =
         store.pool().begin().await.map_err(StoreError::of("cannot begin the set-up transaction"))?;
-    sqlx::query("SELECT pg_advisory_xact_lock($1)")
-        .bind(SETUP_LOCK)
+    sqlx::query!("SELECT pg_advisory_xact_lock($1)", SETUP_LOCK)
         .execute(&mut *transaction)
         .await
         .map_err(StoreError::of("cannot take the set-up lock"))?;
