@@ -9,6 +9,7 @@ mod death;
 mod execute;
 mod hostile;
 mod lifecycle;
+mod pool_lifecycle;
 mod uniqueness;
 
 /// A data folder with a short path (socket paths are short), removed at the end.
