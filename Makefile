@@ -29,7 +29,7 @@ HEARTH := target/release/hearth
 GUEST_FLAGS := -C target-feature=+crt-static -C relocation-model=static
 GUEST_TARGET := x86_64-unknown-linux-gnu
 
-SCRIPTS := setup .ci/run images/build $(wildcard images/*/recipe) images/code/customize images/code/smoke \
+SCRIPTS := setup .ci/run migrations/prepare images/build $(wildcard images/*/recipe) images/code/customize images/code/smoke \
 	images/test/run images/test/guest e2e/lab/run e2e/lab/init e2e/lab/guest
 
 say = printf '[make] %s\n' '$(1)'
@@ -126,6 +126,10 @@ kvm-lab: build images ## test Firecracker on a real KVM inside an emulated machi
 	@lab=$$($(CARGO) test $(PROFILE) --package hearth-e2e --test lab --no-run --message-format=json \
 		| sed -n 's/.*"executable":"\([^"]*\/lab-[^"]*\)".*/\1/p'); \
 	$(SUDO) e2e/lab/run "$$lab"
+
+.PHONY: queries
+queries: setup ## after a change of a query or of the schema: write what queries are checked against when compiled
+	@migrations/prepare
 
 FUZZ_SECONDS ?= 10
 .PHONY: fuzz

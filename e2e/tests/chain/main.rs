@@ -10,6 +10,7 @@ mod death;
 mod execute;
 mod hostile;
 mod lifecycle;
+mod pool_lifecycle;
 mod ports;
 mod sdk;
 mod uniqueness;
