@@ -5,6 +5,7 @@ mod stop;
 use crate::{
     adopt::{self, Inheritance, lock::Lock},
     capsule::{
+        console,
         parking::Parking,
         paused::{PausedError, PausedRecord, PausedRecords},
         registry::Registry,
@@ -147,6 +148,8 @@ impl Agent {
         }
         let paused = PausedRecords::open(&layout.paused())?;
         let inheritance = inherit(&layout, &paused)?;
+        console::open(&layout.consoles()).map_err(host("the capsules' consoles"))?;
+        inheritance.rescue_consoles(&layout.consoles());
         let swept = sweep(&layout, &inheritance.spared())
             .await
             .map_err(host("sweeping what an earlier agent left"))?;
@@ -163,6 +166,7 @@ impl Agent {
         take_over(&parts, find_paused(&parts.generations, &parts.paused)?);
         let known = parts.registry.list().iter().map(|capsule| capsule.facts.id).collect();
         parts.usage.sweep(&known).map_err(host("the capsules' usage"))?;
+        console::sweep(&layout.consoles(), &known).map_err(host("the capsules' consoles"))?;
         sampler::start(&parts);
         let (server, stop_server) = serve(&parts, listener);
         metrics::gauge!("hearth_agent_start_seconds").set(begun.elapsed().as_secs_f64());

@@ -15,6 +15,7 @@
 
 pub mod activity;
 pub mod capture;
+pub mod console;
 mod death;
 pub mod disk;
 pub mod fork;

@@ -255,6 +255,11 @@ impl Layout {
         self.agent().join("usage")
     }
 
+    /// What ended lives of capsules wrote to their consoles, a file each.
+    pub fn consoles(&self) -> PathBuf {
+        self.agent().join("consoles")
+    }
+
     /// Mount point of the tmpfs for memory images.
     pub fn images(&self) -> PathBuf {
         self.agent().join("images")

@@ -65,6 +65,14 @@ pub enum AgentError {
     /// A template could not be built.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// A file of the host failed.
+    #[error("{what}: {source}")]
+    File {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The capsule ended while this was under way.
     #[error("the capsule ended: {0}")]
     Ended(String),

@@ -56,6 +56,7 @@ impl From<AgentError> for Status {
             )
             | AgentError::Capture(_)
             | AgentError::Paused(_)
+            | AgentError::File { .. }
             | AgentError::Store(_)
             | AgentError::Template(_) => Code::Internal,
         };

@@ -1,6 +1,7 @@
 //! Starting VMMs: everything a VMM is bound to, as one guard.
 
 use super::{
+    console,
     control::{Control, VmmError},
     firecracker,
     folder::{Folder, log_file},
@@ -312,7 +313,9 @@ impl Launcher {
         let mut image = None;
         if let Some(pages) = start.pager {
             let (ours, theirs) = UnixStream::pair().map_err(host("the pager's socket"))?;
-            processes.push(self.spawn_pager(&folder.0, &pages, theirs.into(), None)?);
+            let (reader, writer) = io::pipe().map_err(host("the console's pipe"))?;
+            processes.push(self.spawn_pager(&folder.0, &pages, (theirs.into(), reader.into()), None)?);
+            fds.push((OwnedFd::from(writer), fd::CONSOLE));
             fds.push((self.uffd.try_clone().map_err(host("/dev/userfaultfd"))?.into(), fd::UFFD));
             fds.push((OwnedFd::from(ours), fd::PAGER));
             env = vec![
@@ -383,13 +386,13 @@ impl Launcher {
         Ok(Spawned { folder, processes, netns, uid, image, record })
     }
 
-    /// Starts a pager that fills an image from a layer. `socket` is a Firecracker's listening one when `firecracker` is
-    /// that process.
+    /// Starts a pager that fills an image from a layer, and keeps the console that it reads. `socket` is a Firecracker's
+    /// listening one when `firecracker` is that process.
     pub(super) fn spawn_pager(
         &self,
         folder: &Path,
         pages: &Pages,
-        socket: OwnedFd,
+        (socket, console): (OwnedFd, OwnedFd),
         firecracker: Option<&Process>,
     ) -> Result<Arc<Process>, LaunchError> {
         let stats = folder.join("pager.stats");
@@ -401,13 +404,15 @@ impl Launcher {
             pages.image.path().into(),
             "--stats".into(),
             stats.into(),
+            "--console".into(),
+            folder.join(console::FILE).into(),
             "--uid".into(),
             self.uids.pager.to_string().into(),
         ];
         if let Some(over) = &pages.over {
             args.extend([OsString::from("--difference"), over.into()]);
         }
-        let mut fds = Vec::new();
+        let mut fds = vec![(console, console::PAGER_FD)];
         if let Some(process) = firecracker {
             args.extend(["--firecracker".into(), process.pid().to_string().into()]);
             fds.push((process.as_fd().try_clone_to_owned().map_err(host("a pidfd"))?, pager::VMM_FD));

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod captures;
+mod console;
 mod damage;
 mod disk;
 mod fork;

@@ -25,9 +25,9 @@ use crate::{
 };
 use futures::FutureExt;
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io,
-    os::unix::net::UnixListener,
+    os::{fd::OwnedFd, unix::net::UnixListener},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -159,6 +159,7 @@ fn spawn(
     let (api, root) = (Api::new(jail.root_fd.clone()), jail.root.clone());
     let network = netns.descriptor().map_err(host("the network namespace"))?;
     launcher.bound(&id, start.size, &mut uid)?;
+    let (reader, writer) = io::pipe().map_err(host("the console's pipe"))?;
     let (args, mounts) = jail.arguments(program, uid.id());
     let program = Program {
         path: start.jailer,
@@ -166,9 +167,9 @@ fn spawn(
         env: Vec::new(),
         stdin: None,
         log: log_file(&folder.0.join("vmm.log"))?,
-        // The guest's console, and Firecracker's own log, which a guest can make long: kept for a build only.
+        // The guest's console, and Firecracker's own log, which a guest can make long: the pager keeps its end.
         output: Some(match start.pager {
-            Some(_) => OpenOptions::new().write(true).open("/dev/null").map_err(host("/dev/null"))?,
+            Some(_) => File::from(OwnedFd::from(writer)),
             None => File::create_new(folder.0.join("console.log")).map_err(host("the console's log"))?,
         }),
         fds: Vec::new(),
@@ -179,7 +180,8 @@ fn spawn(
     let process = Arc::new(Process::spawn(program).map_err(host("starting the jailer"))?);
     let mut started = Started { folder, processes: vec![process.clone()], netns, uid, image: None };
     if let (Some(pages), Some(listener)) = (start.pager, listener) {
-        let spawned = launcher.spawn_pager(&started.folder.0, &pages, listener.into(), Some(&process));
+        let inputs = (listener.into(), reader.into());
+        let spawned = launcher.spawn_pager(&started.folder.0, &pages, inputs, Some(&process));
         let image = pages.image;
         match spawned {
             Ok(pager) => started.processes.push(pager),
