@@ -12,7 +12,7 @@ use crate::{
         runner,
     },
     config::{AgentConfig, ConfigError, Layout, OnStop},
-    disk::store::{self, StoreFs, StoreFsError},
+    disk::store::{self, Holds, StoreFsError},
     engine::{Accelerator, Engine, EngineError, Kind, TCG_WARNING},
     grpc::service::AgentService,
     memory::image::{ImageError, Images},
@@ -141,11 +141,8 @@ impl Agent {
         fs::create_dir_all(layout.agent()).map_err(host("the agent's folder"))?;
         let lock = lock(&layout).await.map_err(host("the agent's folder"))?;
         let listener = socket::bind(&layout.socket()).map_err(host("the agent's socket"))?;
-        let layout = open_store(&config, layout).await?;
         let engine = choose_engine(&config, &helper).await?;
-        if config.store_fs == StoreFs::Xfs && matches!(engine.kind, Kind::Firecracker { .. }) {
-            return Err(StoreFsError::Firecracker.into());
-        }
+        let layout = open_store(&config, &engine, layout).await?;
         let paused = PausedRecords::open(&layout.paused())?;
         let inheritance = inherit(&layout, &paused)?;
         console::open(&layout.consoles()).map_err(host("the capsules' consoles"))?;
@@ -385,9 +382,10 @@ fn report(swept: &Swept) {
     );
 }
 
-async fn open_store(config: &AgentConfig, layout: Layout) -> Result<Layout, StartError> {
-    let (asked, size_mb) = (config.store_fs, config.store_size);
-    let opened = tokio::task::spawn_blocking(move || store::open(&layout, asked, size_mb));
+async fn open_store(config: &AgentConfig, engine: &Engine, layout: Layout) -> Result<Layout, StartError> {
+    let asked = (config.store_fs, config.store_size);
+    let holds = if matches!(engine.kind, Kind::Firecracker { .. }) { Holds::Jails } else { Holds::Data };
+    let opened = tokio::task::spawn_blocking(move || store::open(&layout, asked, holds));
     Ok(opened.await.map_err(|error| host("opening the store")(io::Error::other(error)))??)
 }
 
