@@ -12,7 +12,10 @@ use crate::{
         runner,
     },
     config::{AgentConfig, ConfigError, Layout, OnStop},
-    disk::store::{self, Holds, StoreFsError},
+    disk::{
+        base::{BaseImageError, BaseImages},
+        store::{self, Holds, StoreFsError},
+    },
     engine::{Accelerator, Engine, EngineError, Kind, TCG_WARNING},
     grpc::service::AgentService,
     memory::image::{ImageError, Images},
@@ -46,7 +49,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::net::UnixListener;
+use tokio::{net::UnixListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 
@@ -71,6 +74,9 @@ pub enum StartError {
     /// No records of paused capsules.
     #[error(transparent)]
     Paused(#[from] PausedError),
+    /// No base images.
+    #[error(transparent)]
+    BaseImages(#[from] BaseImageError),
     /// No tmpfs for images.
     #[error(transparent)]
     Images(#[from] ImageError),
@@ -108,6 +114,8 @@ pub struct Parts {
     pub host: wire::Host,
     /// What capsules used.
     pub usage: UsageFiles,
+    /// Capsules are flattened one after the other: each takes a machine of its own.
+    pub flattening: Semaphore,
     /// Stops everything.
     pub shutdown: Shutdown,
 }
@@ -293,13 +301,15 @@ fn build(
     let parking = Parking::start(launcher.clone(), images.clone(), config.parked, &shutdown);
     let registry = Arc::new(Registry::new(config.policy()));
     let tasks = shutdown.tasks().clone();
-    let templates = Arc::new(Templates::new(store, images.clone(), launcher, parking, config, tasks));
+    let stores = (store, BaseImages::open(&layout.bases())?);
+    let templates = Arc::new(Templates::new(stores, images.clone(), launcher, parking, config, tasks));
     let generations = Arc::new(Generations::open(&layout.snapshots(), templates.clone())?);
     fs::set_permissions(layout.snapshots(), fs::Permissions::from_mode(0o700))
         .map_err(host("the snapshots' folder"))?;
     let host = host_facts;
     let usage = UsageFiles::open(&layout.usage()).map_err(crate::agent::host("the capsules' usage"))?;
-    let parts = Parts { registry, templates, generations, paused, images, host, usage, shutdown };
+    let flattening = Semaphore::new(1);
+    let parts = Parts { registry, templates, generations, paused, images, host, usage, flattening, shutdown };
     Ok((Arc::new(parts), reaper))
 }
 

@@ -18,6 +18,7 @@ pub mod capture;
 pub mod console;
 mod death;
 pub mod disk;
+pub mod flatten;
 pub mod fork;
 pub mod handle;
 mod health;

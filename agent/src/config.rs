@@ -285,6 +285,11 @@ impl Layout {
         self.cache.join("templates")
     }
 
+    /// Base images that were made of capsules.
+    pub fn bases(&self) -> PathBuf {
+        self.cache.join("bases")
+    }
+
     /// What `images/build` published last.
     pub fn boot_files(&self) -> PathBuf {
         self.cache.join("images/current.json")

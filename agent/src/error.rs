@@ -2,6 +2,7 @@
 
 use crate::{
     capsule::{capture::CaptureError, paused::PausedError, state::Denied},
+    disk::base::BaseImageError,
     guest::GuestError,
     memory::image::ImageError,
     snapshot::{generation::GenerationError, store::StoreError},
@@ -65,6 +66,9 @@ pub enum AgentError {
     /// A template could not be built.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// A base image cannot be made or used.
+    #[error(transparent)]
+    BaseImage(#[from] BaseImageError),
     /// A file of the host failed.
     #[error("{what}: {source}")]
     File {

@@ -318,6 +318,28 @@ impl Agent for AgentService {
         Ok(Response::new(self.roll_back(request.into_inner()).await?))
     }
 
+    async fn flatten(
+        &self,
+        request: Request<wire::FlattenRequest>,
+    ) -> Result<Response<wire::FlattenReply>, Status> {
+        Ok(Response::new(self.flatten_capsule(request.into_inner()).await?))
+    }
+
+    async fn list_base_images(
+        &self,
+        _: Request<wire::ListBaseImagesRequest>,
+    ) -> Result<Response<wire::ListBaseImagesReply>, Status> {
+        Ok(Response::new(self.base_images().await?))
+    }
+
+    async fn delete_base_image(
+        &self,
+        request: Request<wire::DeleteBaseImageRequest>,
+    ) -> Result<Response<wire::DeleteBaseImageReply>, Status> {
+        self.delete_base_image_of(&request.into_inner().image_id).await?;
+        Ok(Response::new(wire::DeleteBaseImageReply {}))
+    }
+
     async fn grow_disk(
         &self,
         request: Request<wire::GrowDiskRequest>,

@@ -179,15 +179,17 @@ impl Launcher {
         if let Kind::Firecracker { jailer, version } = &self.engine.kind {
             return firecracker::launch::boot(self, (jailer, *version), (files, ram), size, uid).await;
         }
-        let binds = vec![
+        let mut binds = vec![
             bind(&files.kernel, path::KERNEL, false),
             bind(&files.initramfs, path::INITRAMFS, false),
             bind(ram.path(), path::MEMORY, true),
         ];
+        binds.extend(files.output.iter().map(|output| bind(output, path::OUTPUT, true)));
         let start = Start {
             size,
             purpose: Purpose::Boot {
                 clock: qemu::clock_options(self.engine.accelerator, self.engine.tsc_khz),
+                output: files.output.is_some(),
             },
             binds,
             pager: None,

@@ -23,6 +23,8 @@ pub mod path {
     pub const KERNEL: &str = "/kernel";
     /// Initial RAM disk (builds only).
     pub const INITRAMFS: &str = "/initramfs";
+    /// What a flattening writes.
+    pub const OUTPUT: &str = "/output";
     /// Where a build's console goes.
     pub const CONSOLE: &str = "/console.log";
     /// The preload library.
@@ -53,6 +55,8 @@ pub enum Purpose {
     Boot {
         /// What the kernel is told of its clock.
         clock: String,
+        /// With a third disk, for a flattening.
+        output: bool,
     },
     /// Wait for a snapshot's device state.
     Restore,
@@ -163,10 +167,17 @@ pub fn arguments(name: &str, size: Size, accelerator: Accelerator, purpose: &Pur
     .map(str::to_owned)
     .to_vec();
     match purpose {
-        Purpose::Boot { clock } => args.extend(
-            ["-kernel", path::KERNEL, "-initrd", path::INITRAMFS, "-append", &kernel_command_line(clock)]
-                .map(str::to_owned),
-        ),
+        Purpose::Boot { clock, output } => {
+            let append = kernel_command_line(clock);
+            args.extend(
+                ["-kernel", path::KERNEL, "-initrd", path::INITRAMFS, "-append", &append].map(str::to_owned),
+            );
+            if *output {
+                let drive = format!("id=output,file={},if=none,format=raw,cache=unsafe", path::OUTPUT);
+                let device = "virtio-blk-device,drive=output,werror=report,rerror=report";
+                args.extend(["-drive", &drive, "-device", device].map(str::to_owned));
+            }
+        }
         Purpose::Restore => {
             let pipe = format!("fd={},set=1", fd::CONSOLE);
             args.extend(["-add-fd", &pipe, "-S", "-incoming", "defer"].map(str::to_owned));
@@ -256,7 +267,8 @@ mod tests {
     #[test]
     fn boot_and_restore_differ_only_in_where_the_machine_comes_from() {
         let size = Size { vcpus: 1, memory_mb: 512 };
-        let boot = arguments("x", size, Accelerator::Tcg, &Purpose::Boot { clock: String::new() });
+        let boot =
+            arguments("x", size, Accelerator::Tcg, &Purpose::Boot { clock: String::new(), output: false });
         let restore = arguments("x", size, Accelerator::Tcg, &Purpose::Restore);
         let devices = |args: &[OsString]| {
             // What is behind the console's device differs, and what is loaded.

@@ -7,6 +7,7 @@ mod captures;
 mod console;
 mod damage;
 mod disk;
+mod flatten;
 mod fork;
 mod hostile;
 mod idle;

@@ -58,21 +58,23 @@ pub async fn boot(
     size: Size,
     uid: UidLease,
 ) -> Result<Vmm, LaunchError> {
+    let mut admitted = vec![
+        (files.kernel.clone(), path::KERNEL),
+        (files.initramfs.clone(), path::INITRAMFS),
+        (files.rootfs.clone(), path::ROOTFS),
+        (ram.path().to_owned(), path::MEMORY),
+    ];
+    admitted.extend(files.output.iter().map(|output| (output.clone(), path::OUTPUT)));
     let start = Start {
         jailer: jailer.to_owned(),
         size,
-        files: vec![
-            (files.kernel.clone(), path::KERNEL),
-            (files.initramfs.clone(), path::INITRAMFS),
-            (files.rootfs.clone(), path::ROOTFS),
-            (ram.path().to_owned(), path::MEMORY),
-        ],
+        files: admitted,
         upper: files.upper.clone(),
         pager: None,
         snapshot: None,
         under: None,
     };
-    start_one(launcher, start, uid, version, Some(size)).await
+    start_one(launcher, start, uid, version, Some((size, files.output.is_some()))).await
 }
 
 /// Starts one that waits for the device state of `snapshot`, or of a generation over it; its pager listens. The image is where its pager keeps what
@@ -107,7 +109,7 @@ async fn start_one(
     mut start: Start,
     uid: UidLease,
     version: Version,
-    boots: Option<Size>,
+    boots: Option<(Size, bool)>,
 ) -> Result<Vmm, LaunchError> {
     let life = Life::new(start.size, version, launcher.tells_holes, start.under.take());
     let (owned, user) = (launcher.clone(), uid.id());
@@ -123,8 +125,8 @@ async fn start_one(
             let error = FirecrackerError::Version { found: info.vmm_version, expected: version };
             return Err(error.into());
         }
-        if let Some(size) = boots {
-            machine::boot(&api, size).await.map_err(|error| ended(error, is_alive()))?;
+        if let Some((size, has_output)) = boots {
+            machine::boot(&api, size, has_output).await.map_err(|error| ended(error, is_alive()))?;
         }
         Ok::<_, VmmError>(Control::Firecracker(Firecracker { api, root, uid: user, version, life }))
     };
