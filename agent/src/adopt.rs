@@ -11,6 +11,7 @@ pub mod survey;
 use crate::{
     agent::Parts,
     capsule::{
+        console,
         handle::Handle,
         ledger::{LifeRecord, Phase},
         runner::Life,
@@ -27,6 +28,7 @@ use plan::{Found, Verdict};
 use std::{
     collections::{HashMap, HashSet},
     io,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 use survey::Survivor;
@@ -39,6 +41,8 @@ const AT_ONCE: usize = 16;
 pub struct Inheritance {
     adopt: Vec<Survivor>,
     failed: Vec<(CapsuleId, LifeRecord, String)>,
+    /// Folders of those that failed.
+    consoles: Vec<(CapsuleId, PathBuf)>,
     /// Paused capsules that run again.
     pub outdated: Vec<CapsuleId>,
 }
@@ -56,6 +60,7 @@ pub fn look(layout: &Layout, paused: &HashMap<CapsuleId, String>) -> io::Result<
             Verdict::Adopt => inheritance.adopt.push(survivor),
             Verdict::Failed(reason) => {
                 if let Some((id, life)) = record.capsule.zip(record.life.clone()) {
+                    inheritance.consoles.push((id, survivor.folder.clone()));
                     inheritance.failed.push((id, life, reason));
                 }
             }
@@ -81,6 +86,15 @@ impl Inheritance {
             folders: self.adopt.iter().map(|survivor| survivor.folder.clone()).collect(),
             pids: pids.collect(),
             slots: self.slots(),
+        }
+    }
+
+    /// Keeps what the guests of those that failed wrote to their consoles, before their folders are swept.
+    pub fn rescue_consoles(&self, folder: &Path) {
+        for (id, vmm) in &self.consoles {
+            if let Err(error) = console::rescue(folder, *id, vmm) {
+                tracing::warn!(capsule.id = %id, %error, "the console of a failed capsule is lost");
+            }
         }
     }
 

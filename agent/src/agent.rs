@@ -5,13 +5,17 @@ mod stop;
 use crate::{
     adopt::{self, Inheritance, lock::Lock},
     capsule::{
+        console,
         parking::Parking,
         paused::{PausedError, PausedRecord, PausedRecords},
         registry::Registry,
         runner,
     },
     config::{AgentConfig, ConfigError, Layout, OnStop},
-    disk::store::{self, StoreFs, StoreFsError},
+    disk::{
+        base::{BaseImageError, BaseImages},
+        store::{self, Holds, StoreFsError},
+    },
     engine::{Accelerator, Engine, EngineError, Kind, TCG_WARNING},
     grpc::{relay, service::AgentService},
     memory::image::{ImageError, Images},
@@ -45,7 +49,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::net::UnixListener;
+use tokio::{net::UnixListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 
@@ -70,6 +74,9 @@ pub enum StartError {
     /// No records of paused capsules.
     #[error(transparent)]
     Paused(#[from] PausedError),
+    /// No base images.
+    #[error(transparent)]
+    BaseImages(#[from] BaseImageError),
     /// No tmpfs for images.
     #[error(transparent)]
     Images(#[from] ImageError),
@@ -107,6 +114,8 @@ pub struct Parts {
     pub host: wire::Host,
     /// What capsules used.
     pub usage: UsageFiles,
+    /// Capsules are flattened one after the other: each takes a machine of its own.
+    pub flattening: Semaphore,
     /// Stops everything.
     pub shutdown: Shutdown,
 }
@@ -140,13 +149,12 @@ impl Agent {
         fs::create_dir_all(layout.agent()).map_err(host("the agent's folder"))?;
         let lock = lock(&layout).await.map_err(host("the agent's folder"))?;
         let listener = socket::bind(&layout.socket()).map_err(host("the agent's socket"))?;
-        let layout = open_store(&config, layout).await?;
         let engine = choose_engine(&config, &helper).await?;
-        if config.store_fs == StoreFs::Xfs && matches!(engine.kind, Kind::Firecracker { .. }) {
-            return Err(StoreFsError::Firecracker.into());
-        }
+        let layout = open_store(&config, &engine, layout).await?;
         let paused = PausedRecords::open(&layout.paused())?;
         let inheritance = inherit(&layout, &paused)?;
+        console::open(&layout.consoles()).map_err(host("the capsules' consoles"))?;
+        inheritance.rescue_consoles(&layout.consoles());
         let swept = sweep(&layout, &inheritance.spared())
             .await
             .map_err(host("sweeping what an earlier agent left"))?;
@@ -163,6 +171,7 @@ impl Agent {
         take_over(&parts, find_paused(&parts.generations, &parts.paused)?);
         let known = parts.registry.list().iter().map(|capsule| capsule.facts.id).collect();
         parts.usage.sweep(&known).map_err(host("the capsules' usage"))?;
+        console::sweep(&layout.consoles(), &known).map_err(host("the capsules' consoles"))?;
         sampler::start(&parts);
         let (server, stop_server) = serve(&parts, listener);
         metrics::gauge!("hearth_agent_start_seconds").set(begun.elapsed().as_secs_f64());
@@ -292,13 +301,15 @@ fn build(
     let parking = Parking::start(launcher.clone(), images.clone(), config.parked, &shutdown);
     let registry = Arc::new(Registry::new(config.policy()));
     let tasks = shutdown.tasks().clone();
-    let templates = Arc::new(Templates::new(store, images.clone(), launcher, parking, config, tasks));
+    let stores = (store, BaseImages::open(&layout.bases())?);
+    let templates = Arc::new(Templates::new(stores, images.clone(), launcher, parking, config, tasks));
     let generations = Arc::new(Generations::open(&layout.snapshots(), templates.clone())?);
     fs::set_permissions(layout.snapshots(), fs::Permissions::from_mode(0o700))
         .map_err(host("the snapshots' folder"))?;
     let host = host_facts;
     let usage = UsageFiles::open(&layout.usage()).map_err(crate::agent::host("the capsules' usage"))?;
-    let parts = Parts { registry, templates, generations, paused, images, host, usage, shutdown };
+    let flattening = Semaphore::new(1);
+    let parts = Parts { registry, templates, generations, paused, images, host, usage, flattening, shutdown };
     Ok((Arc::new(parts), reaper))
 }
 
@@ -382,9 +393,10 @@ fn report(swept: &Swept) {
     );
 }
 
-async fn open_store(config: &AgentConfig, layout: Layout) -> Result<Layout, StartError> {
-    let (asked, size_mb) = (config.store_fs, config.store_size);
-    let opened = tokio::task::spawn_blocking(move || store::open(&layout, asked, size_mb));
+async fn open_store(config: &AgentConfig, engine: &Engine, layout: Layout) -> Result<Layout, StartError> {
+    let asked = (config.store_fs, config.store_size);
+    let holds = if matches!(engine.kind, Kind::Firecracker { .. }) { Holds::Jails } else { Holds::Data };
+    let opened = tokio::task::spawn_blocking(move || store::open(&layout, asked, holds));
     Ok(opened.await.map_err(|error| host("opening the store")(io::Error::other(error)))??)
 }
 

@@ -15,8 +15,10 @@
 
 pub mod activity;
 pub mod capture;
+pub mod console;
 mod death;
 pub mod disk;
+pub mod flatten;
 pub mod fork;
 pub mod handle;
 mod health;

@@ -255,6 +255,11 @@ impl Layout {
         self.agent().join("usage")
     }
 
+    /// What ended lives of capsules wrote to their consoles, a file each.
+    pub fn consoles(&self) -> PathBuf {
+        self.agent().join("consoles")
+    }
+
     /// Mount point of the tmpfs for memory images.
     pub fn images(&self) -> PathBuf {
         self.agent().join("images")
@@ -278,6 +283,11 @@ impl Layout {
     /// Snapshots of templates: keyed by content, so that data folders share them.
     pub fn templates(&self) -> PathBuf {
         self.cache.join("templates")
+    }
+
+    /// Base images that were made of capsules.
+    pub fn bases(&self) -> PathBuf {
+        self.cache.join("bases")
     }
 
     /// What `images/build` published last.

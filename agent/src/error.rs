@@ -2,6 +2,7 @@
 
 use crate::{
     capsule::{capture::CaptureError, paused::PausedError, state::Denied},
+    disk::base::BaseImageError,
     guest::GuestError,
     memory::image::ImageError,
     snapshot::{generation::GenerationError, store::StoreError},
@@ -65,6 +66,17 @@ pub enum AgentError {
     /// A template could not be built.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// A base image cannot be made or used.
+    #[error(transparent)]
+    BaseImage(#[from] BaseImageError),
+    /// A file of the host failed.
+    #[error("{what}: {source}")]
+    File {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The capsule ended while this was under way.
     #[error("the capsule ended: {0}")]
     Ended(String),

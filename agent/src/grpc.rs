@@ -1,5 +1,6 @@
 //! The agent's gRPC server.
 
+mod flatten;
 mod ports;
 pub mod relay;
 pub mod service;

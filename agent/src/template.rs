@@ -1,6 +1,7 @@
 //! Templates: what capsules start from. A template is built once per content key: boot, warm, freeze, snapshot.
 
 pub mod base;
+mod base_image;
 pub mod build;
 pub mod recipe;
 pub mod shelf;
@@ -10,6 +11,7 @@ pub mod working_set;
 use crate::{
     capsule::parking::Parking,
     config::AgentConfig,
+    disk::base::{BaseImage, BaseImages},
     engine::Engine,
     memory::image::Images,
     snapshot::{
@@ -60,8 +62,8 @@ pub struct Template {
     pub rootfs: std::path::PathBuf,
     /// What its capsules touch first, once that is recorded.
     pub working_set: WorkingSet,
-    /// Nobody removes the snapshot while this lives.
-    _in_use: shelf::InUse,
+    /// Nobody removes the snapshot, nor a base image below it, while this lives.
+    _in_use: (shelf::InUse, Option<shelf::InUse>),
 }
 
 /// Progress of a build that several callers may watch.
@@ -79,6 +81,7 @@ pub enum Progress {
 #[derive(Debug)]
 pub struct Templates {
     pub(crate) store: Store,
+    pub(crate) bases: BaseImages,
     pub(crate) images: Arc<Images>,
     pub(crate) launcher: Arc<Launcher>,
     pub(crate) parking: Parking,
@@ -90,13 +93,13 @@ pub struct Templates {
     ready: Mutex<HashMap<(String, Size), Arc<Template>>>,
     building: Mutex<HashMap<(String, Size), watch::Receiver<Progress>>>,
     /// Older snapshots of templates, for capsules that stand on them.
-    bases: Mutex<HashMap<String, Arc<Template>>>,
+    older: Mutex<HashMap<String, Arc<Template>>>,
 }
 
 impl Templates {
     /// No template is loaded yet. `tasks` are waited for when the agent stops.
     pub fn new(
-        store: Store,
+        (store, bases): (Store, BaseImages),
         images: Arc<Images>,
         launcher: Arc<Launcher>,
         parking: Parking,
@@ -105,6 +108,7 @@ impl Templates {
     ) -> Self {
         Self {
             store,
+            bases,
             images,
             launcher,
             parking,
@@ -113,7 +117,7 @@ impl Templates {
             tasks,
             ready: Mutex::default(),
             building: Mutex::default(),
-            bases: Mutex::default(),
+            older: Mutex::default(),
         }
     }
 
@@ -150,7 +154,8 @@ impl Templates {
     /// Loads the template's snapshot, or builds it. Concurrent calls watch the same build. Fails at once for a name
     /// that no recipe has.
     pub fn ensure(self: &Arc<Self>, name: &str, size: Size) -> Option<watch::Receiver<Progress>> {
-        let recipe = Recipe::find(name, size, &self.config)?;
+        let base = self.base_image(name);
+        let recipe = Recipe::find(name, size, &self.config, base.as_ref())?;
         let key = (name.to_owned(), size);
         let mut building = self.building.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(progress) = building.get(&key) {
@@ -161,7 +166,7 @@ impl Templates {
         drop(building);
         let templates = self.clone();
         tokio::spawn(async move {
-            let outcome = templates.load_or_build(&recipe, &send).await;
+            let outcome = templates.load_or_build(&recipe, base.as_ref(), &send).await;
             if outcome.is_ok() {
                 templates.prune().await;
             }
@@ -190,10 +195,17 @@ impl Templates {
     async fn load_or_build(
         self: &Arc<Self>,
         recipe: &Recipe,
+        base: Option<&BaseImage>,
         progress: &watch::Sender<Progress>,
     ) -> Result<Arc<Template>, TemplateError> {
-        let failed = |reason: String| TemplateError::Build { name: recipe.name.to_owned(), reason };
+        let failed = |reason: String| TemplateError::Build { name: recipe.name.clone(), reason };
         let boot = BootSet::read(&self.launcher.layout.boot_files())?;
+        let boot = match base {
+            Some(base) => boot.on(base, self.bases.rootfs(base)),
+            None => boot,
+        };
+        // Before it is looked at: what is held stays.
+        let _held = self.bases.hold(&boot.files.rootfs).map_err(|error| failed(error.to_string()))?;
         let platform = platform(&self.launcher.engine);
         let key = recipe.key(&boot, &platform);
         match self.open(&key, &boot, &platform).await {
@@ -235,6 +247,7 @@ impl Templates {
     ) -> Result<Option<Arc<Template>>, String> {
         let (store, owned) = (self.store.clone(), key.to_owned());
         let folder = self.launcher.layout.templates().join(key);
+        let base = self.bases.hold(&boot.files.rootfs).map_err(|error| error.to_string())?;
         let opened = tokio::task::spawn_blocking(move || {
             // First into use, then looked at: what is looked at stays.
             let in_use =
@@ -248,7 +261,7 @@ impl Templates {
         fit::check(&snapshot.manifest, platform, &boot.rootfs_sha256).map_err(|misfit| misfit.to_string())?;
         let working_set = WorkingSet::of(&snapshot).map_err(|error| error.to_string())?;
         let rootfs = boot.files.rootfs.clone();
-        Ok(Some(Arc::new(Template { snapshot, rootfs, working_set, _in_use: in_use })))
+        Ok(Some(Arc::new(Template { snapshot, rootfs, working_set, _in_use: (in_use, base) })))
     }
 }
 

@@ -6,6 +6,7 @@
 //! ```
 
 pub mod adopt;
+pub mod console;
 pub mod control;
 pub mod disk;
 pub mod firecracker;

@@ -62,7 +62,12 @@ impl TestAgent {
 
     /// Builds or loads the template `code`.
     pub async fn ensure_code(&mut self) -> anyhow::Result<wire::Template> {
-        let request = wire::EnsureTemplateRequest { template: "code".to_owned(), ..Default::default() };
+        self.ensure("code").await
+    }
+
+    /// Builds or loads a template.
+    pub async fn ensure(&mut self, name: &str) -> anyhow::Result<wire::Template> {
+        let request = wire::EnsureTemplateRequest { template: name.to_owned(), ..Default::default() };
         let mut progress = self.client.ensure_template(request).await?.into_inner();
         while let Some(message) = progress.next().await {
             if let Some(Progress::Template(template)) = message?.progress {

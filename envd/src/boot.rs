@@ -6,6 +6,7 @@
 //! The root file system has no envd of its own, so a base image does not depend on it.
 
 pub mod disks;
+mod flatten;
 pub mod modules;
 pub mod root;
 
@@ -50,6 +51,9 @@ fn boot() -> Result<std::convert::Infallible, BootError> {
     console::attach();
     modules::load_all(MODULES_LIST.as_ref())?;
     let disks = disks::wait()?;
+    if flatten::is_wanted() {
+        flatten::run(&disks);
+    }
     root::assemble(&disks)?;
     root::enter()?;
     Ok(root::become_init()?)

@@ -90,6 +90,10 @@ id!(
     SnapshotId, "snapshot", "snap"
 );
 id!(
+    /// A base image that was made of a capsule.
+    ImageId, "base image", "img"
+);
+id!(
     /// A team: owner of keys and capsules.
     TeamId, "team", "team"
 );

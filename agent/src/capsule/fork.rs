@@ -98,14 +98,14 @@ async fn all_started(copies: &[Handle]) -> Result<(), AgentError> {
     }
 }
 
-/// A capture for this fork only is not needed any more; a paused capsule's own generation is.
-async fn discard(parts: &Arc<Parts>, shot: &Shot) {
+/// A capture for one call only is not needed any more; a paused capsule's own generation is.
+pub(super) async fn discard(parts: &Arc<Parts>, shot: &Shot) {
     if shot.figures.is_none() {
         return;
     }
     let (generations, key) = (parts.generations.clone(), shot.generation.key().to_owned());
     let deleted = super::capture::blocking(move || generations.delete(&key)).await;
     if let Err(error) = deleted {
-        tracing::warn!(%error, "a fork's capture is left for the next start's sweep");
+        tracing::warn!(%error, "a capture is left for the next start's sweep");
     }
 }

@@ -3,6 +3,7 @@
 use super::{
     activity::{Activities, Activity},
     capture::Figures,
+    console::Console,
     disk::Place,
     settings::Settings,
     state::{Decision, Denied, Request, State},
@@ -132,6 +133,8 @@ pub struct Handle {
     /// What it uses.
     pub meter: Arc<Meter>,
     pub(super) network: watch::Receiver<Policy>,
+    /// What its guest writes to its console.
+    pub console: Arc<Console>,
 }
 
 impl Handle {

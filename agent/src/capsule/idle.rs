@@ -1,4 +1,4 @@
-//! The part of a capsule's task that acts by itself: pauses an idle one, ends a lifetime, and notices a guest that does
+//! The part of a capsule's task that acts by itself: pauses or ends an idle one, ends a lifetime, and notices a guest that does
 //! not answer.
 
 use super::{
@@ -78,7 +78,7 @@ impl Runner {
     pub(super) fn due(&self) -> impl Future<Output = ()> + use<> {
         let wait = match self.verdict() {
             Verdict::Wait(wait) => wait,
-            Verdict::Pause(_) | Verdict::Destroy => Some(Duration::ZERO),
+            Verdict::Pause(_) | Verdict::Destroy(_) => Some(Duration::ZERO),
         };
         async move {
             match wait {
@@ -92,9 +92,10 @@ impl Runner {
     pub(super) async fn expire(&mut self, life: &Life) -> Option<Turn> {
         let reason = match self.verdict() {
             Verdict::Wait(_) => return None,
-            Verdict::Destroy => {
-                tracing::info!("capsule destroyed: its lifetime is over");
-                count("lifetime", "destroyed");
+            Verdict::Destroy("idle") if self.handle.activities.is_busy() => return None,
+            Verdict::Destroy(reason) => {
+                tracing::info!(reason, "a capsule is destroyed: its time is over");
+                count(reason, "destroyed");
                 self.enter(State::Stopping);
                 return Some(Turn::Ended(End::Destroyed(Vec::new())));
             }

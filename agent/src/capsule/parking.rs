@@ -112,6 +112,11 @@ impl Parking {
         self.shared.changed.notify_one();
     }
 
+    /// Ends all that wait for a snapshot that will not be restored any more.
+    pub fn forget(&self, key: &str) {
+        self.shared.parked.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+
     /// Ends all parked VMMs and forgets what was used. Called at shutdown, when nothing is spawned ahead any more.
     pub fn close(&self) {
         self.shared.parked.lock().unwrap_or_else(PoisonError::into_inner).clear();

@@ -57,6 +57,11 @@ impl Registry {
         Self { inner: Mutex::default(), changes: broadcast::channel(CHANGES_KEPT).0, policy }
     }
 
+    /// What an operator set.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

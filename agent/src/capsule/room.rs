@@ -67,7 +67,7 @@ impl Source {
 }
 
 /// What the file system of a folder has left.
-fn free_mb(folder: &Path) -> io::Result<u64> {
+pub(super) fn free_mb(folder: &Path) -> io::Result<u64> {
     let disk = statvfs(folder)?;
     Ok((disk.blocks_available() * disk.fragment_size()) >> 20)
 }

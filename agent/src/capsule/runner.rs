@@ -2,6 +2,7 @@
 
 use super::{
     activity::Activities,
+    console::Console,
     death,
     handle::{Facts, Handle, Measured, Message},
     health::Health,
@@ -36,6 +37,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+/// A pager has read the rest of a dead VMM's console within this.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Messages that may wait for the task.
 const QUEUE: usize = 32;
 
@@ -135,6 +138,7 @@ impl Runner {
         let (network, network_watch) = watch::channel(settings.network.clone());
         let handle = Handle {
             meter: Arc::new(Meter::new(parts.usage.read(facts.id))),
+            console: Arc::new(Console::of(&parts.templates.launcher.layout.consoles(), facts.id)),
             facts: Arc::new(facts),
             disk: Arc::default(),
             messages,
@@ -172,9 +176,13 @@ impl Runner {
             turn = match turn {
                 Turn::Lives(life) => {
                     self.handle.meter.begin(life.vmm.probe());
+                    self.handle.console.begin(life.vmm.folder());
                     self.begin_clock();
                     let next = self.live(&life).await;
                     self.note(&life.vmm, &next).await;
+                    if !matches!(next, Turn::Ended(End::Left(_))) {
+                        self.handle.console.keep();
+                    }
                     self.set_unresponsive(false);
                     if let Turn::Paused(_) = next {
                         // Streams of this life end, with the reason.
@@ -218,6 +226,7 @@ impl Runner {
             }
         }
         if self.state.borrow().is_end() {
+            self.handle.console.end();
             self.parts.usage.remove(self.handle.facts.id);
         } else {
             self.parts.usage.write(self.handle.facts.id, &self.handle.meter.history());
@@ -399,10 +408,12 @@ impl Runner {
 
     /// Logs the last words of a capsule that died.
     async fn note(&self, vmm: &Vmm, turn: &Turn) {
-        if let Turn::Ended(End::Died(_)) = turn
-            && let Ok(console) = time::timeout(Duration::from_secs(1), vmm.console()).await
-        {
-            tracing::warn!(console = %console.unwrap_or_default(), "console of a failed capsule");
+        if let Turn::Ended(End::Died(_)) = turn {
+            if let Some(pager) = &vmm.pager {
+                // It ends after the VMM, when it has read the last of the console. One that is stuck ends with the life.
+                let _ = time::timeout(LAST_WORDS, pager.exited()).await;
+            }
+            tracing::warn!(console = vmm.console_end(), "console of a failed capsule");
         }
     }
 

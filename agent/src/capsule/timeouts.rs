@@ -13,7 +13,7 @@ const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(600);
 
-/// What happens to a capsule whose lifetime is over.
+/// What happens to a capsule whose time is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
@@ -27,9 +27,12 @@ pub enum Action {
 /// A capsule's timeouts. Kept over pauses, restarts and copies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Timeouts {
-    /// Milliseconds without use until it is paused; zero: never.
+    /// Milliseconds without use that it may have; zero: any number.
     #[serde(default)]
     pub idle_ms: u64,
+    /// What then.
+    #[serde(default)]
+    pub idle_action: Action,
     /// Milliseconds that it may run; zero: no limit.
     #[serde(default)]
     pub lifetime_ms: u64,
@@ -66,32 +69,43 @@ pub enum Verdict {
     Wait(Option<Duration>),
     /// Pause it; the reason in a word.
     Pause(&'static str),
-    /// Destroy it.
-    Destroy,
+    /// Destroy it; the reason in a word.
+    Destroy(&'static str),
+}
+
+/// From a request's field `name`.
+fn action_of(name: &'static str, action: i32) -> Result<Action, (&'static str, String)> {
+    match TimeoutAction::try_from(action) {
+        Ok(TimeoutAction::Unspecified | TimeoutAction::Pause) => Ok(Action::Pause),
+        Ok(TimeoutAction::Destroy) => Ok(Action::Destroy),
+        Err(_) => Err((name, format!("{action} is not one of PAUSE and DESTROY"))),
+    }
+}
+
+impl Action {
+    /// The wire form.
+    pub fn wire(self) -> TimeoutAction {
+        match self {
+            Self::Pause => TimeoutAction::Pause,
+            Self::Destroy => TimeoutAction::Destroy,
+        }
+    }
 }
 
 impl Timeouts {
-    /// From a request's fields. The error names the field.
-    pub fn new(idle_ms: u64, lifetime_ms: u64, action: i32) -> Result<Self, (&'static str, String)> {
-        let action = match TimeoutAction::try_from(action) {
-            Ok(TimeoutAction::Unspecified | TimeoutAction::Pause) => Action::Pause,
-            Ok(TimeoutAction::Destroy) => Action::Destroy,
-            Err(_) => return Err(("timeout_action", format!("{action} is not one of PAUSE and DESTROY"))),
-        };
+    /// From a request's fields: milliseconds and what then, of use and of life. The error names the field.
+    pub fn new(
+        (idle_ms, idle_action): (u64, i32),
+        (lifetime_ms, action): (u64, i32),
+    ) -> Result<Self, (&'static str, String)> {
+        let idle_action = action_of("idle_action", idle_action)?;
+        let action = action_of("timeout_action", action)?;
         for (field, value) in [("idle_timeout_ms", idle_ms), ("timeout_ms", lifetime_ms)] {
             if LONGEST.as_millis() < u128::from(value) {
                 return Err((field, format!("{value} is more than a year ({} ms)", LONGEST.as_millis())));
             }
         }
-        Ok(Self { idle_ms, lifetime_ms, action, lived_ms: 0 })
-    }
-
-    /// The action's wire form.
-    pub fn action_wire(&self) -> TimeoutAction {
-        match self.action {
-            Action::Pause => TimeoutAction::Pause,
-            Action::Destroy => TimeoutAction::Destroy,
-        }
+        Ok(Self { idle_ms, idle_action, lifetime_ms, action, lived_ms: 0 })
     }
 
     /// The same, with the whole lifetime ahead.
@@ -113,18 +127,19 @@ impl Timeouts {
         let lifetime = (self.lifetime_ms != 0).then(|| left(life, Duration::ZERO));
         // While a stream is open its end is awaited, and the whole time after it.
         let idle = (self.idle_ms != 0).then(|| left(self.idle_ms, if used.busy { now } else { used.last }));
-        let (pauses, destroys) = match self.action {
-            Action::Pause => (lifetime, None),
-            Action::Destroy => (None, lifetime),
+        // At one moment the lifetime goes first, and what is destroyed need not be paused.
+        let dues = [(lifetime, self.action, "lifetime"), (idle, self.idle_action, "idle")];
+        let soonest = |wanted: Action| {
+            let dues = dues.iter().filter(|(_, action, _)| *action == wanted);
+            dues.filter_map(|(due, _, reason)| Some(((*due)?, *reason))).min_by_key(|(due, _)| *due)
         };
-        if destroys == Some(Duration::ZERO) {
-            return Verdict::Destroy;
+        let destroys = soonest(Action::Destroy);
+        if let Some((Duration::ZERO, reason)) = destroys {
+            return Verdict::Destroy(reason);
         }
-        let soonest = |one: Option<Duration>, other| one.into_iter().chain(other).min();
-        match soonest(pauses, idle).map(|due| due.max(failures.retry_in(now))) {
-            Some(Duration::ZERO) if pauses == Some(Duration::ZERO) => Verdict::Pause("lifetime"),
-            Some(Duration::ZERO) => Verdict::Pause("idle"),
-            due => Verdict::Wait(soonest(due, destroys)),
+        match soonest(Action::Pause).map(|(due, reason)| (due.max(failures.retry_in(now)), reason)) {
+            Some((Duration::ZERO, reason)) => Verdict::Pause(reason),
+            pauses => Verdict::Wait(pauses.into_iter().chain(destroys).map(|(due, _)| due).min()),
         }
     }
 }
@@ -162,7 +177,8 @@ mod tests {
     const BUSY: Use = Use { busy: true, last: Duration::ZERO };
 
     fn timeouts(idle: u64, lifetime: u64, action: Action) -> Timeouts {
-        Timeouts { idle_ms: idle * 1000, lifetime_ms: lifetime * 1000, action, lived_ms: 0 }
+        let idle_action = Action::Pause;
+        Timeouts { idle_ms: idle * 1000, idle_action, lifetime_ms: lifetime * 1000, action, lived_ms: 0 }
     }
 
     #[test]
@@ -186,8 +202,23 @@ mod tests {
         assert_eq!(pause.decide(s(59), BUSY, NEVER), Verdict::Wait(Some(s(1))));
         assert_eq!(pause.decide(s(60), BUSY, NEVER), Verdict::Pause("lifetime"));
         let destroy = timeouts(5, 60, Action::Destroy);
-        assert_eq!(destroy.decide(s(61), BUSY, NEVER), Verdict::Destroy);
+        assert_eq!(destroy.decide(s(61), BUSY, NEVER), Verdict::Destroy("lifetime"));
         assert_eq!(destroy.decide(s(6), idle_since(1), NEVER), Verdict::Pause("idle"));
+    }
+
+    #[test]
+    fn an_idle_capsule_is_destroyed_where_that_was_asked_for() {
+        let gone = Timeouts { idle_action: Action::Destroy, ..timeouts(10, 60, Action::Pause) };
+        assert_eq!(gone.decide(s(9), idle_since(0), NEVER), Verdict::Wait(Some(s(1))));
+        assert_eq!(gone.decide(s(10), idle_since(0), NEVER), Verdict::Destroy("idle"));
+        assert_eq!(gone.decide(s(55), BUSY, NEVER), Verdict::Wait(Some(s(5))));
+        assert_eq!(gone.decide(s(60), BUSY, NEVER), Verdict::Pause("lifetime"));
+        // Failed pauses put the next pause off, not the end.
+        let failed = NEVER.another(s(60));
+        assert_eq!(gone.decide(s(60), idle_since(55), failed), Verdict::Wait(Some(s(1))));
+        assert_eq!(gone.decide(s(60), idle_since(50), failed), Verdict::Destroy("idle"));
+        let both = Timeouts { idle_action: Action::Destroy, ..timeouts(10, 60, Action::Destroy) };
+        assert_eq!(both.decide(s(60), idle_since(50), NEVER), Verdict::Destroy("lifetime"));
     }
 
     #[test]
@@ -206,7 +237,7 @@ mod tests {
     fn time_in_a_pause_does_not_count_and_an_expired_capsule_lives_again() {
         let hour = timeouts(0, 3600, Action::Destroy).after(s(3000));
         assert_eq!(hour.decide(s(599), idle_since(0), NEVER), Verdict::Wait(Some(s(1))));
-        assert_eq!(hour.decide(s(600), idle_since(0), NEVER), Verdict::Destroy);
+        assert_eq!(hour.decide(s(600), idle_since(0), NEVER), Verdict::Destroy("lifetime"));
         assert_eq!(hour.after(s(600)), timeouts(0, 3600, Action::Destroy));
         assert_eq!(hour.renewed(), timeouts(0, 3600, Action::Destroy));
         assert_eq!(Timeouts::default().after(s(5)), Timeouts::default());
@@ -214,18 +245,24 @@ mod tests {
 
     #[test]
     fn wrong_fields_are_named() {
-        assert_eq!(Timeouts::new(u64::MAX, 0, 0).unwrap_err().0, "idle_timeout_ms");
-        assert_eq!(Timeouts::new(0, u64::MAX, 1).unwrap_err().0, "timeout_ms");
-        assert_eq!(Timeouts::new(0, 0, 7).unwrap_err().0, "timeout_action");
-        assert_eq!(Timeouts::new(1, 2, 2).unwrap().action, Action::Destroy);
+        let new = |idle, idle_action, life, action| Timeouts::new((idle, idle_action), (life, action));
+        assert_eq!(new(u64::MAX, 0, 0, 0).unwrap_err().0, "idle_timeout_ms");
+        assert_eq!(new(0, 0, u64::MAX, 1).unwrap_err().0, "timeout_ms");
+        assert_eq!(new(0, 0, 0, 7).unwrap_err().0, "timeout_action");
+        assert_eq!(new(0, 7, 0, 0).unwrap_err().0, "idle_action");
+        let both = new(1, 2, 2, 1).unwrap();
+        assert_eq!((both.idle_action, both.action), (Action::Destroy, Action::Pause));
     }
 
     proptest! {
         #[test]
         fn waiting_as_long_as_was_said_is_never_waiting_for_nothing(
             idle in 0..100u64, lifetime in 0..100u64, now in 0..200u64, last in 0..200u64, count in 0..4u32,
+            destroys: bool, idle_destroys: bool,
         ) {
-            let timeouts = timeouts(idle, lifetime, Action::Pause);
+            let action = |destroys| if destroys { Action::Destroy } else { Action::Pause };
+            let idle_action = action(idle_destroys);
+            let timeouts = Timeouts { idle_action, ..timeouts(idle, lifetime, action(destroys)) };
             let (now, used) = (s(now), idle_since(last.min(now)));
             let failures = Failures { count, last: now };
             if let Verdict::Wait(Some(wait)) = timeouts.decide(now, used, failures) {

@@ -13,7 +13,10 @@ use crate::config::Layout;
 use nix::{
     errno::Errno,
     mount::{MntFlags, umount2},
-    sys::statfs::{XFS_SUPER_MAGIC, statfs},
+    sys::{
+        statfs::{XFS_SUPER_MAGIC, statfs},
+        statvfs::{FsFlags, statvfs},
+    },
 };
 use std::{
     fs::{self, File},
@@ -25,8 +28,8 @@ use std::{
 
 const MKFS: &str = "/usr/sbin/mkfs.xfs";
 const MOUNT: &str = "/usr/bin/mount";
-/// Capsules' files are data: nothing on it is a device or a program. `discard` gives back to the host what is deleted.
-const OPTIONS: &str = "loop,nodev,nosuid,noexec,noatime,discard";
+/// `discard` gives back to the host what is deleted.
+const OPTIONS: &str = "loop,nosuid,noatime,discard";
 /// Smallest XFS that is worth it; its log alone takes 64 MiB.
 pub const SIZE_MB_MIN: u64 = 1024;
 
@@ -37,6 +40,33 @@ pub enum StoreFs {
     Plain,
     /// An XFS in a file in the data folder.
     Xfs,
+}
+
+/// What lies on the store, beside what is the agent's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// Capsules' files only, which are data.
+    Data,
+    /// Firecracker's jails too: the jailer makes devices in them, and copies the program there that it starts.
+    Jails,
+}
+
+impl Holds {
+    fn options(self) -> &'static str {
+        match self {
+            Self::Data => "nodev,noexec",
+            Self::Jails => "dev,exec",
+        }
+    }
+
+    /// Whether a mount with these flags is as this wants it.
+    fn suits(self, flags: FsFlags) -> bool {
+        let strict = FsFlags::ST_NODEV | FsFlags::ST_NOEXEC;
+        match self {
+            Self::Data => flags.contains(strict),
+            Self::Jails => !flags.intersects(strict),
+        }
+    }
 }
 
 /// Why there is no store.
@@ -74,11 +104,6 @@ pub enum StoreFsError {
     /// Something else is mounted there.
     #[error("what is mounted at {0} is not the agent's XFS: unmount it")]
     Foreign(PathBuf),
-    /// Firecracker's jails hold devices and a program.
-    #[error(
-        "HEARTH_STORE_FS: xfs is for QEMU only: Firecracker's jails need devices, which the store does not allow"
-    )]
-    Firecracker,
 }
 
 fn fail(path: &Path) -> impl Fn(io::Error) -> StoreFsError + '_ {
@@ -109,18 +134,18 @@ fn plan(asked: StoreFs, exists: bool, is_left_used: bool) -> Plan {
 /// Opens the store of the agent's folder: makes the XFS if need be, mounts it or takes over the mount that is there, or
 /// gives up an empty one that is not wanted any more. Returns the layout that everything lies in. Runs programs: call
 /// it where blocking is allowed.
-pub fn open(layout: &Layout, asked: StoreFs, size_mb: u64) -> Result<Layout, StoreFsError> {
+pub fn open(layout: &Layout, (asked, size_mb): (StoreFs, u64), holds: Holds) -> Result<Layout, StoreFsError> {
     let image = layout.store_image();
     let exists = image.exists();
     if exists {
-        mount(&image, &layout.store())?;
+        mount(&image, &layout.store(), holds)?;
     }
     let is_left_used = is_used(layout)?;
     match plan(asked, exists, is_left_used) {
         Plan::Nothing | Plan::Mount => {}
         Plan::Make => {
             make(&image, size_mb)?;
-            mount(&image, &layout.store())?;
+            mount(&image, &layout.store(), holds)?;
         }
         Plan::Remove => {
             unmount(&layout.store()).map_err(fail(&layout.store()))?;
@@ -139,7 +164,7 @@ pub fn open(layout: &Layout, asked: StoreFs, size_mb: u64) -> Result<Layout, Sto
 /// Mounts the store that there is, if any, for somebody who looks at it while no agent runs. [`close`] it afterwards.
 pub fn reopen(layout: &Layout) -> Result<(), StoreFsError> {
     let image = layout.store_image();
-    if image.exists() { mount(&image, &layout.store()) } else { Ok(()) }
+    if image.exists() { mount(&image, &layout.store(), Holds::Data) } else { Ok(()) }
 }
 
 /// Unmounts the store if nothing uses it. What is left mounted is taken over by the next agent.
@@ -204,12 +229,17 @@ fn make_draft(draft: &Path, size_mb: u64) -> Result<(), StoreFsError> {
     file.sync_all().map_err(fail(draft))
 }
 
-/// Mounts the XFS, unless it is mounted. The loop device goes with the mount.
-fn mount(image: &Path, folder: &Path) -> Result<(), StoreFsError> {
+/// Mounts the XFS, or changes the options of a mount that is there, which VMMs that live in mount namespaces of their own
+/// do not see. The loop device goes with the mount.
+fn mount(image: &Path, folder: &Path, holds: Holds) -> Result<(), StoreFsError> {
     fs::create_dir_all(folder).map_err(fail(folder))?;
+    let mut mount = Command::new(MOUNT);
     if !is_mount_point(folder).map_err(fail(folder))? {
-        let mut mount = Command::new(MOUNT);
-        mount.args(["-t", "xfs", "-o", OPTIONS]).arg(image).arg(folder);
+        let options = format!("{OPTIONS},{}", holds.options());
+        mount.args(["-t", "xfs", "-o", &options]).arg(image).arg(folder);
+        run(MOUNT, mount)?;
+    } else if !holds.suits(statvfs(folder).map_err(|errno| fail(folder)(errno.into()))?.flags()) {
+        mount.args(["-o", &format!("remount,bind,nosuid,noatime,{}", holds.options())]).arg(folder);
         run(MOUNT, mount)?;
     }
     let kind = statfs(folder).map_err(|errno| fail(folder)(errno.into()))?.filesystem_type();
@@ -274,10 +304,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path(), dir.path());
         fs::create_dir_all(layout.snapshots().join("snap-x")).unwrap();
-        let error = open(&layout, StoreFs::Xfs, SIZE_MB_MIN).unwrap_err().to_string();
+        let error = open(&layout, (StoreFs::Xfs, SIZE_MB_MIN), Holds::Data).unwrap_err().to_string();
         assert!(error.contains("HEARTH_STORE_FS=xfs") && error.contains("plain"), "{error}");
         assert!(!layout.store_image().exists());
-        assert_eq!(open(&layout, StoreFs::Plain, SIZE_MB_MIN).unwrap().vmms(), layout.vmms());
+        assert_eq!(open(&layout, (StoreFs::Plain, SIZE_MB_MIN), Holds::Data).unwrap().vmms(), layout.vmms());
         close(&layout).unwrap();
     }
 }

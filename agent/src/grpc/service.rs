@@ -67,7 +67,10 @@ impl AgentService {
             check_growth(source.disk_mb(), request.disk_mb)
                 .map_err(|reason| AgentError::Invalid { field: "disk_mb", reason })?;
         }
-        let timeouts = timeouts(request.idle_timeout_ms, request.timeout_ms, request.timeout_action)?;
+        let timeouts = timeouts(
+            (request.idle_timeout_ms, request.idle_action),
+            (request.timeout_ms, request.timeout_action),
+        )?;
         let network = network::policy(request.network, &self.parts.templates.launcher.slots)?;
         if request.park && network.has_egress() {
             let reason = "a parked capsule gets it when it is claimed".to_owned();
@@ -196,7 +199,10 @@ impl Agent for AgentService {
             .into());
         }
         let handle = self.capsule(&request.capsule_id)?;
-        let wanted = timeouts(request.idle_timeout_ms, request.timeout_ms, request.timeout_action)?;
+        let wanted = timeouts(
+            (request.idle_timeout_ms, request.idle_action),
+            (request.timeout_ms, request.timeout_action),
+        )?;
         if request.disk_mb != 0 {
             // Before it is claimed: a refused call changes nothing.
             check_growth(handle.disk_mb(), request.disk_mb)
@@ -312,6 +318,28 @@ impl Agent for AgentService {
         Ok(Response::new(self.roll_back(request.into_inner()).await?))
     }
 
+    async fn flatten(
+        &self,
+        request: Request<wire::FlattenRequest>,
+    ) -> Result<Response<wire::FlattenReply>, Status> {
+        Ok(Response::new(self.flatten_capsule(request.into_inner()).await?))
+    }
+
+    async fn list_base_images(
+        &self,
+        _: Request<wire::ListBaseImagesRequest>,
+    ) -> Result<Response<wire::ListBaseImagesReply>, Status> {
+        Ok(Response::new(self.base_images().await?))
+    }
+
+    async fn delete_base_image(
+        &self,
+        request: Request<wire::DeleteBaseImageRequest>,
+    ) -> Result<Response<wire::DeleteBaseImageReply>, Status> {
+        self.delete_base_image_of(&request.into_inner().image_id).await?;
+        Ok(Response::new(wire::DeleteBaseImageReply {}))
+    }
+
     async fn grow_disk(
         &self,
         request: Request<wire::GrowDiskRequest>,
@@ -394,9 +422,9 @@ impl Agent for AgentService {
 
     async fn get_console(
         &self,
-        _: Request<wire::GetConsoleRequest>,
+        request: Request<wire::GetConsoleRequest>,
     ) -> Result<Response<wire::GetConsoleReply>, Status> {
-        Err(Status::unimplemented("not yet"))
+        Ok(Response::new(self.console(&request.into_inner().capsule_id).await?))
     }
 }
 

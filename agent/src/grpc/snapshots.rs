@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-fn us(duration: Duration) -> u64 {
+pub(super) fn us(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -133,7 +133,7 @@ impl AgentService {
         blocking(move || Ok(generations.get(&key)?)).await
     }
 
-    fn not_stopping(&self) -> Result<(), AgentError> {
+    pub(super) fn not_stopping(&self) -> Result<(), AgentError> {
         if self.parts.shutdown.token().is_cancelled() { Err(AgentError::Stopping) } else { Ok(()) }
     }
 

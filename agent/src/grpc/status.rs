@@ -1,7 +1,7 @@
 //! `AgentError` → gRPC status: the only mapping. Messages are written for callers; causes go to the log.
 
 use crate::{
-    error::AgentError, guest::GuestError, network::netns::NetworkError,
+    disk::base::BaseImageError, error::AgentError, guest::GuestError, network::netns::NetworkError,
     snapshot::generation::GenerationError, vmm::launch::LaunchError,
 };
 use hearth_service::telemetry::chain;
@@ -33,6 +33,8 @@ impl From<AgentError> for Status {
             // Damaged, or made where it cannot be restored: nothing that a repetition changes.
             AgentError::Generation(_) => Code::DataLoss,
             AgentError::Exists(_) => Code::AlreadyExists,
+            AgentError::BaseImage(BaseImageError::InUse { .. }) => Code::FailedPrecondition,
+            AgentError::BaseImage(BaseImageError::NotFound(_)) => Code::NotFound,
             AgentError::Invalid { .. } => Code::InvalidArgument,
             AgentError::NoCapacity(_) | AgentError::Image(_) => Code::ResourceExhausted,
             AgentError::Guest(GuestError::Refused(status)) => match status.code() {
@@ -56,6 +58,8 @@ impl From<AgentError> for Status {
             )
             | AgentError::Capture(_)
             | AgentError::Paused(_)
+            | AgentError::BaseImage(_)
+            | AgentError::File { .. }
             | AgentError::Store(_)
             | AgentError::Template(_) => Code::Internal,
         };

@@ -1,16 +1,20 @@
-//! The calls of agent.proto about what capsules use, and for how long they may.
+//! The calls of agent.proto about what capsules use, for how long they may, and what they write to their consoles.
 
 use super::service::AgentService;
-use crate::{capsule::timeouts::Timeouts, error::AgentError, template::build::now_ms, usage::history::Point};
+use crate::{
+    capsule::{capture::blocking, timeouts::Timeouts},
+    error::AgentError,
+    template::build::now_ms,
+    usage::history::Point,
+};
 use hearth_proto::wire::agent as wire;
 
 const RANGE_MAX_SEC: u64 = 24 * 3600;
 const RANGE_DEFAULT_SEC: u64 = 600;
 
 /// Timeouts from a request's fields.
-pub(super) fn timeouts(idle_ms: u64, lifetime_ms: u64, action: i32) -> Result<Timeouts, AgentError> {
-    Timeouts::new(idle_ms, lifetime_ms, action)
-        .map_err(|(field, reason)| AgentError::Invalid { field, reason })
+pub(super) fn timeouts(idle: (u64, i32), lifetime: (u64, i32)) -> Result<Timeouts, AgentError> {
+    Timeouts::new(idle, lifetime).map_err(|(field, reason)| AgentError::Invalid { field, reason })
 }
 
 impl AgentService {
@@ -31,20 +35,29 @@ impl AgentService {
         })
     }
 
+    pub(super) async fn console(&self, id: &str) -> Result<wire::GetConsoleReply, AgentError> {
+        let console = self.capsule(id)?.console;
+        let read = blocking(move || {
+            console.read().map_err(|source| AgentError::File { what: "the console", source })
+        });
+        Ok(wire::GetConsoleReply { console: read.await? })
+    }
+
     pub(super) async fn change_timeouts(
         &self,
         request: wire::SetTimeoutsRequest,
     ) -> Result<wire::SetTimeoutsReply, AgentError> {
         let handle = self.capsule(&request.capsule_id)?;
-        let wire::SetTimeoutsRequest { idle_timeout_ms, timeout_ms, timeout_action, .. } = request;
+        let wire::SetTimeoutsRequest { idle_timeout_ms, timeout_ms, timeout_action, idle_action, .. } =
+            request;
         let named = timeouts(
-            idle_timeout_ms.unwrap_or_default(),
-            timeout_ms.unwrap_or_default(),
-            timeout_action.unwrap_or_default(),
+            (idle_timeout_ms.unwrap_or_default(), idle_action.unwrap_or_default()),
+            (timeout_ms.unwrap_or_default(), timeout_action.unwrap_or_default()),
         )?;
         let now = handle
             .set_timeouts(move |before| Timeouts {
                 idle_ms: idle_timeout_ms.unwrap_or(before.idle_ms),
+                idle_action: if idle_action.is_some() { named.idle_action } else { before.idle_action },
                 lifetime_ms: timeout_ms.unwrap_or(before.lifetime_ms),
                 action: if timeout_action.is_some() { named.action } else { before.action },
                 lived_ms: 0,
@@ -53,8 +66,8 @@ impl AgentService {
         Ok(wire::SetTimeoutsReply {
             idle_timeout_ms: now.idle_ms,
             timeout_ms: now.lifetime_ms,
-            timeout_action: now.action_wire().into(),
-            ..Default::default()
+            timeout_action: now.action.wire().into(),
+            idle_action: now.idle_action.wire().into(),
         })
     }
 }

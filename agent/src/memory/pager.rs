@@ -15,6 +15,7 @@ use super::{
     layer::{Buffers, Layer, LayerError},
     stats::{Counter, Writer},
 };
+use crate::vmm::console::{self, Follower, Ring};
 use nix::{
     cmsg_space,
     errno::Errno,
@@ -59,6 +60,9 @@ pub struct PagerArgs {
     /// Where to count (see `memory::stats`).
     #[arg(long)]
     pub stats: PathBuf,
+    /// Where to keep the VMM's console, which comes by the pipe at descriptor 4 (see `vmm::console`).
+    #[arg(long)]
+    pub console: PathBuf,
     /// User and group id to run as, after the files are open.
     #[arg(long)]
     pub uid: u32,
@@ -168,11 +172,30 @@ pub fn run(args: &PagerArgs) -> Result<(), PagerError> {
     }
     let stats = Writer::create(&args.stats)
         .map_err(|source| PagerError::Open { path: args.stats.clone(), source })?;
-    let mut buffers = Buffers::new().map_err(|source| PagerError::System { what: "decompressor", source })?;
+    let ring = Ring::create(&args.console)
+        .map_err(|source| PagerError::Open { path: args.console.clone(), source })?;
+    let buffers = Buffers::new().map_err(|source| PagerError::System { what: "decompressor", source })?;
     drop_privileges(args.uid)?;
-    if let Some(pid) = args.firecracker {
-        return run_copier(pid, (layer, difference), image, stats, buffers);
+    // SAFETY: this descriptor is the pipe that the agent gave us; it was there before this process opened a file.
+    let pipe = unsafe { OwnedFd::from_raw_fd(console::PAGER_FD) };
+    let console = Follower::start(pipe, ring)
+        .map_err(|source| PagerError::System { what: "the console's thread", source })?;
+    let layers = (layer, difference);
+    match args.firecracker {
+        Some(pid) => run_copier(pid, layers, image, stats, buffers)?,
+        None => run_filler(layers, image, stats, buffers)?,
     }
+    console.finish();
+    Ok(())
+}
+
+/// Serves a QEMU, which maps the image.
+fn run_filler(
+    (layer, difference): (Layer, Option<Layer>),
+    image: File,
+    stats: Writer,
+    mut buffers: Buffers,
+) -> Result<(), PagerError> {
     // SAFETY: standard input is the socket that the agent gave us; nothing else in this process uses it.
     let socket = UnixStream::from(unsafe { OwnedFd::from_raw_fd(0) });
     let Some((uffd, region)) = handshake(&socket, layer.ram_bytes())? else { return Ok(()) };

@@ -123,16 +123,26 @@ impl Generations {
         Ok(removed)
     }
 
-    /// Gives up the bases that no generation stands on any more. Called after a sweep.
-    pub fn release_bases(&self) -> Result<(), GenerationError> {
+    /// Keys of the templates' snapshots that generations stand on. `None` when one cannot be read: it may stand on any.
+    pub fn needed(&self) -> Result<Option<HashSet<String>>, StoreError> {
         let mut needed = HashSet::new();
         for key in self.store.folders()?.into_iter().filter(|key| self.store.is_published(key)) {
-            // One that cannot be read may stand on any of them.
             let Some(parent) = self.store.get(&key)?.and_then(|snapshot| snapshot.manifest.parent) else {
-                return Ok(());
+                return Ok(None);
             };
             needed.insert(parent.key);
         }
+        Ok(Some(needed))
+    }
+
+    /// Where they are.
+    pub fn folder(&self) -> &Path {
+        self.store.folder()
+    }
+
+    /// Gives up the bases that no generation stands on any more. Called after a sweep.
+    pub fn release_bases(&self) -> Result<(), GenerationError> {
+        let Some(needed) = self.needed()? else { return Ok(()) };
         let released = self.templates.keep_bases(&needed, self.store.folder());
         released.map_err(|source| GenerationError::Keep { key: "*".to_owned(), source })
     }

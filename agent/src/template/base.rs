@@ -2,10 +2,13 @@
 //! the template has changed and a newer snapshot has its name.
 
 use super::{Template, Templates, platform, shelf, working_set::WorkingSet};
-use crate::snapshot::{
-    fit::{self, Misfit},
-    manifest::Parent,
-    store::StoreError,
+use crate::{
+    disk::base::ROOTFS,
+    snapshot::{
+        fit::{self, Misfit},
+        manifest::Parent,
+        store::StoreError,
+    },
 };
 use serde::Deserialize;
 use std::{
@@ -14,9 +17,6 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, PoisonError},
 };
-
-/// The root filesystem's name in a folder of guest images.
-const ROOTFS: &str = "rootfs.erofs";
 
 /// Why what a generation stands on cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +61,7 @@ impl Templates {
     /// The template whose snapshot `parent` names. Reads files; call it where blocking is allowed.
     pub fn base(&self, parent: &Parent) -> Result<Arc<Template>, BaseError> {
         let loaded = self.list().into_iter().find(|template| template.snapshot.manifest.key == parent.key);
-        let template = match loaded.or_else(|| self.lock_bases().get(&parent.key).cloned()) {
+        let template = match loaded.or_else(|| self.lock_older().get(&parent.key).cloned()) {
             Some(template) => template,
             None => self.open_base(&parent.key, true)?,
         };
@@ -104,22 +104,27 @@ impl Templates {
             fit::check(&snapshot.manifest, &platform(&self.launcher.engine), &sha256)?;
         }
         let images = self.launcher.layout.boot_files();
-        let rootfs = images.parent().and_then(|folder| find_rootfs(folder, &sha256));
+        let folders = [images.parent().map(Path::to_owned), Some(self.launcher.layout.bases())];
+        let rootfs = folders.iter().flatten().find_map(|folder| find_rootfs(folder, &sha256));
         let rootfs = match rootfs {
             None if !to_restore => PathBuf::new(),
             rootfs => rootfs.ok_or(BaseError::Rootfs(sha256))?,
         };
         let working_set =
             WorkingSet::of(&snapshot).map_err(|source| StoreError::Memory { key: key.to_owned(), source })?;
-        let template = Arc::new(Template { snapshot, rootfs, working_set, _in_use: in_use });
+        let held = self
+            .bases
+            .hold(&rootfs)
+            .map_err(|source| BaseError::Folder { folder: rootfs.clone(), source })?;
+        let template = Arc::new(Template { snapshot, rootfs, working_set, _in_use: (in_use, held) });
         if to_restore {
-            self.lock_bases().insert(key.to_owned(), template.clone());
+            self.lock_older().insert(key.to_owned(), template.clone());
         }
         Ok(template)
     }
 
-    fn lock_bases(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Template>>> {
-        self.bases.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_older(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Template>>> {
+        self.older.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

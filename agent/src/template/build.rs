@@ -127,7 +127,7 @@ pub async fn build(
     let manifest = Manifest {
         version: manifest::VERSION,
         key: key.to_owned(),
-        template: recipe.name.to_owned(),
+        template: recipe.name.clone(),
         languages: recipe.languages.clone(),
         size: recipe.size,
         platform: platform.clone(),

@@ -2,6 +2,7 @@
 
 use crate::{
     config::AgentConfig,
+    disk::base::BaseImage,
     engine::Accelerator,
     snapshot::manifest::{self, Platform},
     vmm::{
@@ -24,7 +25,7 @@ const KEY_DIGITS: usize = 24;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recipe {
     /// The template's name.
-    pub name: &'static str,
+    pub name: String,
     /// Size that is baked in.
     pub size: Size,
     /// Size of the disk in MiB.
@@ -34,17 +35,14 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// The recipe of a name.
-    pub fn find(name: &str, size: Size, config: &AgentConfig) -> Option<Self> {
-        match name {
-            "code" => Some(Self {
-                name: "code",
-                size,
-                disk_mb: config.default_disk,
-                languages: vec!["python".to_owned()],
-            }),
-            _ => None,
-        }
+    /// The recipe of a name; `base`: the base image of this name, which a capsule was made into.
+    pub fn find(name: &str, size: Size, config: &AgentConfig, base: Option<&BaseImage>) -> Option<Self> {
+        let languages = match (name, base) {
+            ("code", _) => vec!["python".to_owned()],
+            (_, Some(base)) => base.languages.clone(),
+            (_, None) => return None,
+        };
+        Some(Self { name: name.to_owned(), size, disk_mb: config.default_disk, languages })
     }
 
     /// Key of the snapshot that this recipe gives with these files on this platform: equal keys, equal content.
@@ -75,7 +73,7 @@ impl Recipe {
             return firecracker::machine::fingerprint(self.size);
         }
         let accelerator = if platform.accelerator == "kvm" { Accelerator::Kvm } else { Accelerator::Tcg };
-        let boot_once = Purpose::Boot { clock: qemu::clock_options(accelerator, 0) };
+        let boot_once = Purpose::Boot { clock: qemu::clock_options(accelerator, 0), output: false };
         format!("{:?}", qemu::arguments("template", self.size, accelerator, &boot_once))
     }
 }
@@ -122,6 +120,8 @@ pub struct BootSet {
     pub files: BootFiles,
     /// SHA-256 of the root filesystem.
     pub rootfs_sha256: String,
+    /// What a capsule is flattened with: an archive that goes behind the initial RAM disk.
+    pub flatten: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -131,6 +131,7 @@ struct Current {
     rootfs: PathBuf,
     upper: PathBuf,
     rootfs_sha256: String,
+    flatten: Option<PathBuf>,
 }
 
 impl BootSet {
@@ -145,10 +146,17 @@ impl BootSet {
             initramfs: current.initramfs,
             rootfs: current.rootfs,
             upper: current.upper,
+            output: None,
         };
         for file in [&files.kernel, &files.initramfs, &files.rootfs, &files.upper] {
             fs::metadata(file).map_err(|source| RecipeError::Missing { path: file.clone(), source })?;
         }
-        Ok(Self { files, rootfs_sha256: current.rootfs_sha256 })
+        Ok(Self { files, rootfs_sha256: current.rootfs_sha256, flatten: current.flatten })
+    }
+
+    /// The same with another root filesystem.
+    pub fn on(self, base: &BaseImage, rootfs: PathBuf) -> Self {
+        let files = BootFiles { rootfs, ..self.files };
+        Self { files, rootfs_sha256: base.sha256.clone(), ..self }
     }
 }

@@ -82,14 +82,14 @@ pub fn keep_only(shelf: &Path, needed: &HashSet<String>, owner: &Path) -> io::Re
     Ok(())
 }
 
-/// Whether somebody who is still there has marked the snapshot in `folder`.
-fn is_kept(folder: &Path) -> io::Result<bool> {
+/// Whether somebody who is still there has marked the snapshot in `folder`; `but`: whose marks do not count.
+pub fn is_kept(folder: &Path, but: Option<&Path>) -> io::Result<bool> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with(MARK) {
             let owner = PathBuf::from(OsString::from_vec(fs::read(entry.path())?));
             // A mark that says nothing (a crash cut it) keeps.
-            if owner.as_os_str().is_empty() || owner.exists() {
+            if owner.as_os_str().is_empty() || (but != Some(&*owner) && owner.exists()) {
                 return Ok(true);
             }
         }
@@ -108,7 +108,7 @@ pub fn prune(shelf: &Path, kept: usize) -> io::Result<Vec<String>> {
         }
         let Ok(file) = File::open(entry.path()) else { continue };
         // Whoever wants to use it meanwhile waits.
-        if file.try_lock().is_ok() && !is_kept(&entry.path())? {
+        if file.try_lock().is_ok() && !is_kept(&entry.path(), None)? {
             unused.push((file.metadata()?.modified()?, name, file));
         }
     }
@@ -117,14 +117,31 @@ pub fn prune(shelf: &Path, kept: usize) -> io::Result<Vec<String>> {
     drop(unused);
     let mut removed = Vec::new();
     for (_, name, _lock) in old {
-        // First out of its name, at once and whole: half a snapshot must not be found. What a crash leaves under the
-        // new name, the store's next start removes with its drafts.
-        let doomed = shelf.join(format!(".draft-removed-{name}"));
-        fs::rename(shelf.join(&name), &doomed)?;
-        fs::remove_dir_all(&doomed)?;
+        take_away(shelf, &name)?;
         removed.push(name);
     }
     Ok(removed)
+}
+
+/// First out of its name, at once and whole: half a snapshot must not be found. What a crash leaves under the new name,
+/// the store's next start removes with its drafts.
+fn take_away(shelf: &Path, name: &str) -> io::Result<()> {
+    let doomed = shelf.join(format!(".draft-removed-{name}"));
+    fs::rename(shelf.join(name), &doomed)?;
+    fs::remove_dir_all(&doomed)
+}
+
+/// Removes the snapshot `key`, which `owner` does not need any more. False when somebody uses it or else keeps it.
+pub fn remove(shelf: &Path, key: &str, owner: &Path) -> io::Result<bool> {
+    let folder = shelf.join(key);
+    let file = match File::open(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        opened => opened?,
+    };
+    if file.try_lock().is_err() || is_kept(&folder, Some(owner))? {
+        return Ok(false);
+    }
+    take_away(shelf, key).map(|()| true)
 }
 
 #[cfg(test)]
@@ -182,6 +199,12 @@ mod tests {
         assert_eq!(prune(shelf.path(), 0).unwrap(), ["a"], "its owner is gone");
         fs::create_dir(owner.path()).unwrap();
         assert!(keep(shelf.path(), "a", owner.path()).is_err(), "what is gone cannot be kept");
+        snapshot(shelf.path(), "e", 100);
+        keep(shelf.path(), "e", owner.path()).unwrap();
+        let other = tempfile::tempdir().unwrap();
+        assert!(!remove(shelf.path(), "e", other.path()).unwrap(), "it is another's too");
+        assert!(remove(shelf.path(), "e", owner.path()).unwrap() && !shelf.path().join("e").exists());
+        assert!(remove(shelf.path(), "e", owner.path()).unwrap());
     }
 
     #[test]

@@ -79,15 +79,19 @@ impl UsageFiles {
 
     /// Removes all but those of `wanted`.
     pub fn sweep(&self, wanted: &HashSet<CapsuleId>) -> io::Result<()> {
-        let wanted: HashSet<PathBuf> = wanted.iter().map(|id| self.path(*id)).collect();
-        for entry in fs::read_dir(&self.folder)? {
-            let path = entry?.path();
-            if !wanted.contains(&path) {
-                fs::remove_file(path)?;
-            }
-        }
-        Ok(())
+        remove_others(&self.folder, &wanted.iter().map(|id| self.path(*id)).collect())
     }
+}
+
+/// Removes the files of a folder but those that are wanted.
+pub fn remove_others(folder: &Path, wanted: &HashSet<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if !wanted.contains(&path) {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -103,13 +103,4 @@ impl Vmm {
             Control::Firecracker(firecracker) => Ok(Some(firecracker.capture(state).await?)),
         }
     }
-
-    /// The end of what the guest wrote to its console. Empty for a restored Firecracker: its console goes nowhere, since
-    /// Firecracker would write without bounds what a guest floods it with.
-    pub async fn console(&self) -> Result<String, VmmError> {
-        match &self.control {
-            Control::Qemu(qmp) => Ok(qemu::console(qmp).await?),
-            Control::Firecracker(_) => Ok(String::new()),
-        }
-    }
 }

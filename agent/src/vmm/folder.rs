@@ -57,7 +57,12 @@ pub fn log_end(folder: &Path) -> String {
 
 /// The last part of a log, on one line.
 pub fn end_of(path: &Path) -> String {
-    let text = fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    last_lines(&fs::read(path).unwrap_or_default())
+}
+
+/// (pure) The last lines of a text, on one line.
+pub fn last_lines(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
     let lines: Vec<&str> =
         text.lines().rev().filter(|line| !line.trim().is_empty()).take(LOG_LINES).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join(" | ")

@@ -1,8 +1,9 @@
 //! A started VMM as one guard: its processes, its namespace, its folder, its user id, its hold on the memory image.
 
 use super::{
+    console,
     control::Control,
-    folder::{end_of, log_end},
+    folder::{end_of, last_lines, log_end},
     process::Process,
     uid::UidLease,
 };
@@ -108,7 +109,17 @@ impl Vmm {
         log_end(&self.folder)
     }
 
-    /// The end of a build's console; empty for a restored VMM, whose console is asked over QMP.
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The end of what a restored guest wrote to its console.
+    pub fn console_end(&self) -> String {
+        last_lines(&console::read(&self.folder.join(console::FILE)).unwrap_or_default())
+    }
+
+    /// The end of a build's console.
     pub fn console_log(&self) -> String {
         end_of(&self.folder.join("console.log"))
     }

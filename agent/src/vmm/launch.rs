@@ -1,6 +1,7 @@
 //! Starting VMMs: everything a VMM is bound to, as one guard.
 
 use super::{
+    console,
     control::{Control, VmmError},
     firecracker,
     folder::{Folder, log_file},
@@ -178,15 +179,17 @@ impl Launcher {
         if let Kind::Firecracker { jailer, version } = &self.engine.kind {
             return firecracker::launch::boot(self, (jailer, *version), (files, ram), size, uid).await;
         }
-        let binds = vec![
+        let mut binds = vec![
             bind(&files.kernel, path::KERNEL, false),
             bind(&files.initramfs, path::INITRAMFS, false),
             bind(ram.path(), path::MEMORY, true),
         ];
+        binds.extend(files.output.iter().map(|output| bind(output, path::OUTPUT, true)));
         let start = Start {
             size,
             purpose: Purpose::Boot {
                 clock: qemu::clock_options(self.engine.accelerator, self.engine.tsc_khz),
+                output: files.output.is_some(),
             },
             binds,
             pager: None,
@@ -312,7 +315,9 @@ impl Launcher {
         let mut image = None;
         if let Some(pages) = start.pager {
             let (ours, theirs) = UnixStream::pair().map_err(host("the pager's socket"))?;
-            processes.push(self.spawn_pager(&folder.0, &pages, theirs.into(), None)?);
+            let (reader, writer) = io::pipe().map_err(host("the console's pipe"))?;
+            processes.push(self.spawn_pager(&folder.0, &pages, (theirs.into(), reader.into()), None)?);
+            fds.push((OwnedFd::from(writer), fd::CONSOLE));
             fds.push((self.uffd.try_clone().map_err(host("/dev/userfaultfd"))?.into(), fd::UFFD));
             fds.push((OwnedFd::from(ours), fd::PAGER));
             env = vec![
@@ -383,13 +388,13 @@ impl Launcher {
         Ok(Spawned { folder, processes, netns, uid, image, record })
     }
 
-    /// Starts a pager that fills an image from a layer. `socket` is a Firecracker's listening one when `firecracker` is
-    /// that process.
+    /// Starts a pager that fills an image from a layer, and keeps the console that it reads. `socket` is a Firecracker's
+    /// listening one when `firecracker` is that process.
     pub(super) fn spawn_pager(
         &self,
         folder: &Path,
         pages: &Pages,
-        socket: OwnedFd,
+        (socket, console): (OwnedFd, OwnedFd),
         firecracker: Option<&Process>,
     ) -> Result<Arc<Process>, LaunchError> {
         let stats = folder.join("pager.stats");
@@ -401,13 +406,15 @@ impl Launcher {
             pages.image.path().into(),
             "--stats".into(),
             stats.into(),
+            "--console".into(),
+            folder.join(console::FILE).into(),
             "--uid".into(),
             self.uids.pager.to_string().into(),
         ];
         if let Some(over) = &pages.over {
             args.extend([OsString::from("--difference"), over.into()]);
         }
-        let mut fds = Vec::new();
+        let mut fds = vec![(console, console::PAGER_FD)];
         if let Some(process) = firecracker {
             args.extend(["--firecracker".into(), process.pid().to_string().into()]);
             fds.push((process.as_fd().try_clone_to_owned().map_err(host("a pidfd"))?, pager::VMM_FD));

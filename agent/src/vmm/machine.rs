@@ -28,8 +28,10 @@ pub struct BootFiles {
     pub initramfs: PathBuf,
     /// Read-only root filesystem, shared by all capsules.
     pub rootfs: PathBuf,
-    /// Empty writable layer, copied for each build.
+    /// Writable layer, copied for each boot.
     pub upper: PathBuf,
+    /// A disk that only the machine itself writes, which its user may: where a flattening puts the image.
+    pub output: Option<PathBuf>,
 }
 
 /// The guest's side of the network: the same in every capsule, so that a restored guest needs no new addresses.

@@ -109,6 +109,7 @@ impl Process {
         command.stdin(stdin.map_or_else(Stdio::null, Stdio::from));
         command.stderr(log.try_clone()?).stdout(output.unwrap_or(log));
         let oom_score = oom_score.to_string();
+        let mut aside = vec![-1; fds.len()];
         let jail = jail.map(Jail::prepare).transpose()?;
         let surroundings = surroundings.map(Surroundings::prepare).transpose()?;
         // SAFETY: the closure runs in the forked child of a process with threads: it makes system calls on memory that
@@ -123,10 +124,7 @@ impl Process {
                 if let Some(jail) = &jail {
                     confine(jail)?;
                 }
-                for (fd, target) in &fds {
-                    inherit(fd.as_raw_fd(), *target)?;
-                }
-                Ok(())
+                inherit(&fds, &mut aside)
             });
         }
         // Dropping the handle neither kills nor waits; both go by the pidfd.
@@ -244,13 +242,20 @@ fn sacrifice(score: &[u8]) -> io::Result<()> {
     }
 }
 
-fn inherit(fd: RawFd, target: RawFd) -> io::Result<()> {
-    // SAFETY: descriptors are integers; `fd` is alive, `target` is ours to take.
-    unsafe {
-        let aside = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, FD_ASIDE);
-        check(aside)?;
-        check(libc::dup2(aside, target))
+/// Gives descriptors the numbers that they are to have. All are moved out of the way first: one's number may be another's
+/// target. `aside` has room for each.
+fn inherit(fds: &[(OwnedFd, RawFd)], aside: &mut [RawFd]) -> io::Result<()> {
+    for ((fd, _), aside) in fds.iter().zip(&mut *aside) {
+        // SAFETY: descriptors are integers; `fd` is alive.
+        *aside = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, FD_ASIDE) };
+        check(*aside)?;
     }
+    for ((_, target), aside) in fds.iter().zip(aside) {
+        // SAFETY: descriptors are integers; `aside` is alive, `target` is ours to take: what had that number before is
+        // needed no more.
+        check(unsafe { libc::dup2(*aside, *target) })?;
+    }
+    Ok(())
 }
 
 /// Enters the network namespace and makes the mounts in a mount namespace of the calling process. Runs between fork
@@ -328,5 +333,46 @@ fn confine(jail: &Prepared) -> io::Result<()> {
         check(libc::setresgid(jail.uid, jail.uid, jail.uid))?;
         check(libc::setresuid(jail.uid, jail.uid, jail.uid))?;
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Seek};
+
+    #[tokio::test]
+    async fn descriptors_arrive_whatever_numbers_they_had() {
+        // Each has the number that another one is to get.
+        let files: Vec<File> = (0..4).map(|_| tempfile::tempfile().unwrap()).collect();
+        let fds: Vec<OwnedFd> = files.iter().map(|file| file.try_clone().unwrap().into()).collect();
+        let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        assert!(numbers.iter().all(|number| *number < FD_ASIDE), "{numbers:?}");
+        let mut targets = numbers.clone();
+        targets.rotate_left(1);
+        let words: Vec<String> =
+            targets.iter().enumerate().map(|(at, target)| format!("echo {at} >&{target}")).collect();
+        let program = Program {
+            // Other shells know descriptors of one digit only.
+            path: PathBuf::from("/bin/bash"),
+            args: vec!["-c".into(), words.join(";").into()],
+            env: Vec::new(),
+            stdin: None,
+            log: tempfile::tempfile().unwrap(),
+            output: None,
+            fds: fds.into_iter().zip(targets).collect(),
+            surroundings: None,
+            jail: None,
+            oom_score: oom_score::VMM,
+        };
+        let process = Process::spawn(program).unwrap();
+        process.exited().await.unwrap();
+        assert_eq!(process.reap().as_deref(), Some("exit status 0"));
+        for (at, mut file) in files.into_iter().enumerate() {
+            let mut text = String::new();
+            file.rewind().unwrap();
+            file.read_to_string(&mut text).unwrap();
+            assert_eq!(text, format!("{at}\n"));
+        }
     }
 }

@@ -23,6 +23,8 @@ pub mod path {
     pub const KERNEL: &str = "/kernel";
     /// Initial RAM disk (builds only).
     pub const INITRAMFS: &str = "/initramfs";
+    /// What a flattening writes.
+    pub const OUTPUT: &str = "/output";
     /// Where a build's console goes.
     pub const CONSOLE: &str = "/console.log";
     /// The preload library.
@@ -39,6 +41,8 @@ pub mod fd {
     pub const UFFD: i32 = 12;
     /// Socket to the pager, for the preload library.
     pub const PAGER: i32 = 13;
+    /// Pipe to the pager, for the console of a restored guest.
+    pub const CONSOLE: i32 = 14;
 }
 
 /// Between two looks at a migration whose events went to another.
@@ -51,6 +55,8 @@ pub enum Purpose {
     Boot {
         /// What the kernel is told of its clock.
         clock: String,
+        /// With a third disk, for a flattening.
+        output: bool,
     },
     /// Wait for a snapshot's device state.
     Restore,
@@ -96,10 +102,10 @@ pub fn arguments(name: &str, size: Size, accelerator: Accelerator, purpose: &Pur
         // One translation thread per vCPU; 64 MiB of translated code is more than any template needs.
         Accelerator::Tcg => ("tcg,thread=multi,tb-size=64", "tap,id=net0,fd=11,vhost=off"),
     };
-    // A ring of our own size for a guest that may flood it; a build's console is kept, to tell why a build failed.
+    // A restored guest's goes to the pager; a build has none, and its console is kept whole, to tell why it failed.
     let console = match purpose {
         Purpose::Boot { .. } => format!("ringbuf,id=console,size=65536,logfile={}", path::CONSOLE),
-        Purpose::Restore => "ringbuf,id=console,size=65536".to_owned(),
+        Purpose::Restore => "file,id=console,path=/dev/fdset/1,append=on".to_owned(),
     };
     let mac = GuestNetwork::mac_text(GuestNetwork::GUEST_MAC);
     let mut args: Vec<String> = [
@@ -161,11 +167,21 @@ pub fn arguments(name: &str, size: Size, accelerator: Accelerator, purpose: &Pur
     .map(str::to_owned)
     .to_vec();
     match purpose {
-        Purpose::Boot { clock } => args.extend(
-            ["-kernel", path::KERNEL, "-initrd", path::INITRAMFS, "-append", &kernel_command_line(clock)]
-                .map(str::to_owned),
-        ),
-        Purpose::Restore => args.extend(["-S", "-incoming", "defer"].map(str::to_owned)),
+        Purpose::Boot { clock, output } => {
+            let append = kernel_command_line(clock);
+            args.extend(
+                ["-kernel", path::KERNEL, "-initrd", path::INITRAMFS, "-append", &append].map(str::to_owned),
+            );
+            if *output {
+                let drive = format!("id=output,file={},if=none,format=raw,cache=unsafe", path::OUTPUT);
+                let device = "virtio-blk-device,drive=output,werror=report,rerror=report";
+                args.extend(["-drive", &drive, "-device", device].map(str::to_owned));
+            }
+        }
+        Purpose::Restore => {
+            let pipe = format!("fd={},set=1", fd::CONSOLE);
+            args.extend(["-add-fd", &pipe, "-S", "-incoming", "defer"].map(str::to_owned));
+        }
     }
     args.into_iter().map(OsString::from).collect()
 }
@@ -244,12 +260,6 @@ pub async fn stop(qmp: &Qmp) -> Result<(), QmpError> {
     qmp.call("stop", json!({})).await.map(drop)
 }
 
-/// The end of what the guest wrote to its console.
-pub async fn console(qmp: &Qmp) -> Result<String, QmpError> {
-    let text = qmp.call("ringbuf-read", json!({ "device": "console", "size": 65_536 })).await?;
-    Ok(text.as_str().unwrap_or_default().to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,11 +267,16 @@ mod tests {
     #[test]
     fn boot_and_restore_differ_only_in_where_the_machine_comes_from() {
         let size = Size { vcpus: 1, memory_mb: 512 };
-        let boot = arguments("x", size, Accelerator::Tcg, &Purpose::Boot { clock: String::new() });
+        let boot =
+            arguments("x", size, Accelerator::Tcg, &Purpose::Boot { clock: String::new(), output: false });
         let restore = arguments("x", size, Accelerator::Tcg, &Purpose::Restore);
         let devices = |args: &[OsString]| {
-            let text = format!("{args:?}").replace(",logfile=/console.log", "");
-            text.split("\"-kernel\"").next().and_then(|text| text.split("\"-S\"").next()).map(str::to_owned)
+            // What is behind the console's device differs, and what is loaded.
+            let text = format!("{args:?}")
+                .replace("ringbuf,id=console,size=65536,logfile=/console.log", "")
+                .replace("file,id=console,path=/dev/fdset/1,append=on", "");
+            let ends = ["\"-kernel\"", "\"-add-fd\""];
+            ends.iter().filter_map(|end| text.split_once(end)).map(|(devices, _)| devices.to_owned()).next()
         };
         assert_eq!(devices(&boot), devices(&restore));
     }

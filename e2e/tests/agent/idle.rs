@@ -143,3 +143,51 @@ async fn a_lifetime_ends_in_use_or_not_and_settings_outlive_the_agent() {
     agent.process.stop().unwrap();
     assert_eq!(leftovers::of(dir.path()), Vec::<String>::new());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_capsule_is_destroyed_where_that_was_asked_for_also_by_a_later_agent() {
+    let dir = folder();
+    let mut agent = TestAgent::start(dir.path(), &ALONE).await.unwrap();
+    agent.ensure_code().await.unwrap();
+    let gone = |milliseconds: u64| wire::RestoreRequest {
+        idle_action: TimeoutAction::Destroy.into(),
+        ..idle(milliseconds)
+    };
+    let busy = agent.restore_as(gone(1_500)).await.unwrap();
+    let work = tokio::spawn(script(agent.client.clone(), busy, "sleep 8"));
+    let first = agent.restore_as(gone(1_500)).await.unwrap();
+    agent.enters(first, CapsuleState::Stopped).await.unwrap();
+    assert_eq!(agent.get(busy).await.unwrap().state(), CapsuleState::Running);
+    assert_eq!(work.await.unwrap().unwrap(), 0, "a busy capsule was destroyed");
+    agent.enters(busy, CapsuleState::Stopped).await.unwrap();
+    // One from the pool has it from its claim.
+    let parked = agent.restore(true).await.unwrap();
+    let claim = wire::ClaimRequest {
+        capsule_id: parked.to_string(),
+        idle_timeout_ms: 1_000,
+        idle_action: TimeoutAction::Destroy.into(),
+        ..Default::default()
+    };
+    agent.client.claim(claim).await.unwrap();
+    agent.enters(parked, CapsuleState::Stopped).await.unwrap();
+    // Kept over a pause and over agents, in the records of both kinds.
+    let paused = agent.restore_as(gone(3_600_000)).await.unwrap();
+    let running = agent.restore_as(gone(3_600_000)).await.unwrap();
+    agent.pause(paused).await.unwrap();
+    agent.process.kill().unwrap();
+    let mut agent = TestAgent::start(dir.path(), &ALONE).await.unwrap();
+    agent.resume(paused).await.unwrap();
+    for id in [paused, running] {
+        let now = agent.client.set_timeouts(refresh(id)).await.unwrap().into_inner();
+        assert_eq!((now.idle_timeout_ms, now.idle_action()), (3_600_000, TimeoutAction::Destroy));
+        let wish = wire::SetTimeoutsRequest { idle_timeout_ms: Some(800), ..refresh(id) };
+        let now = agent.client.set_timeouts(wish).await.unwrap().into_inner();
+        assert_eq!((now.idle_timeout_ms, now.idle_action()), (800, TimeoutAction::Destroy));
+        agent.enters(id, CapsuleState::Stopped).await.unwrap();
+    }
+    let wrong = wire::SetTimeoutsRequest { idle_action: Some(9), ..refresh(running) };
+    let error = agent.client.set_timeouts(wrong).await.unwrap_err();
+    assert_eq!((error.code(), error.message().starts_with("idle_action: ")), (Code::InvalidArgument, true));
+    agent.process.stop().unwrap();
+    assert_eq!(leftovers::of(dir.path()), Vec::<String>::new());
+}

@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod captures;
+mod console;
 mod damage;
 mod disk;
 mod files;
+mod flatten;
 mod fork;
 mod hostile;
 mod idle;

@@ -47,7 +47,11 @@ print(rounds)
 "#;
 
 pub async fn start(dir: &Path) -> (TestAgent, CapsuleId) {
-    let mut agent = TestAgent::start(dir, &[("HEARTH_PARKED", "0")]).await.unwrap();
+    start_with(dir, &[("HEARTH_PARKED", "0")]).await
+}
+
+async fn start_with(dir: &Path, env: &[(&str, &str)]) -> (TestAgent, CapsuleId) {
+    let mut agent = TestAgent::start(dir, env).await.unwrap();
     agent.ensure_code().await.unwrap();
     let id = restore(&mut agent, "code").await;
     agent.python(id, SET_UP).await.unwrap();
@@ -221,4 +225,41 @@ fn fill(folder: &Path, left_kb: u64) -> PathBuf {
     file.seek(SeekFrom::End(0)).unwrap();
     while left_kb << 10 < left() && file.write_all(&[1; 4096]).is_ok() {}
     path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jails_on_an_xfs_of_the_agents_own_share_blocks() {
+    let dir = folder();
+    let xfs = [("HEARTH_PARKED", "0"), ("HEARTH_STORE_FS", "xfs"), ("HEARTH_STORE_SIZE", "1Gi")];
+    let (mut agent, id) = start_with(dir.path(), &xfs).await;
+    let store = dir.path().join("agent/store");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = mounts.lines().find(|line| line.contains(&store.display().to_string())).unwrap().to_owned();
+    assert!(mount.contains("xfs") && mount.contains("nosuid") && !mount.contains("nodev"), "{mount}");
+    agent.shell(id, "head -c 40M /dev/urandom > /root/large; sync").await.unwrap();
+    is_whole(&mut agent, id, 0).await;
+    let used = || {
+        let stat = nix::sys::statvfs::statvfs(&store).unwrap();
+        ((stat.blocks() - stat.blocks_free()) * stat.fragment_size()) >> 20
+    };
+    let before = used();
+    let (copies, reply) = agent.fork(id, 1).await.unwrap();
+    println!(
+        "fork of 1 with 40 MB on disk: {} us, {:?}, {} MB more",
+        reply.total_us,
+        reply.capture,
+        used() - before
+    );
+    is_whole(&mut agent, copies[0], 1).await;
+    agent.pause(id).await.unwrap();
+    agent.resume(id).await.unwrap();
+    is_whole(&mut agent, id, 1).await;
+    // The next agent takes over mount and jails.
+    agent.process.kill().unwrap();
+    let mut agent = TestAgent::start(dir.path(), &xfs).await.unwrap();
+    for id in [id, copies[0]] {
+        is_whole(&mut agent, id, 2).await;
+        agent.destroy(id).await.unwrap();
+    }
+    stop(&mut agent, dir.path()).await;
 }

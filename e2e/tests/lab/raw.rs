@@ -7,6 +7,7 @@ use crate::{
     stop,
 };
 use hearth_agent::{
+    disk::sparse,
     memory::{
         CHUNK, PAGE,
         layer::{Buffers, Layer},
@@ -20,6 +21,7 @@ use nix::sys::signal::Signal;
 use std::{
     fs::{self, File},
     io::{Read, Write},
+    net::TcpStream,
     os::{
         fd::AsRawFd,
         unix::{
@@ -88,9 +90,11 @@ fn has_data(file: &File, at: u64) -> bool {
     nix::unistd::lseek(file, at as i64, nix::unistd::Whence::SeekData).is_ok_and(|data| data as u64 == at)
 }
 
-/// Pages of all memory that differ from the template's and are not in the file of differences, or not the same there.
-fn missed(template: &Layer, log: &File, all: &File) -> (usize, usize) {
+/// Pages of all memory that differ from the template's and are not in the file of differences, or not the same there. What
+/// is missed is shown, and whether it was written between the two full snapshots, when the vCPUs stood still.
+fn missed(template: &Layer, log: &File, [all, again]: [&File; 2]) -> (usize, usize) {
     let (mut buffers, mut page, mut logged) = (Buffers::new().unwrap(), vec![0; PAGE], vec![0; PAGE]);
+    let mut later = vec![0; PAGE];
     let (mut written, mut missed) = (0, 0);
     for chunk in 0..template.chunks() {
         template.read(chunk, &mut buffers).unwrap();
@@ -103,7 +107,19 @@ fn missed(template: &Layer, log: &File, all: &File) -> (usize, usize) {
                 let is_there = has_data(log, at);
                 if !is_there || logged != page {
                     let kind = if is_there { "with another content" } else { "not at all" };
-                    println!("the page at {at:#x} is in the log {kind}");
+                    again.read_exact_at(&mut later, at).unwrap();
+                    let differs =
+                        |one: &[u8], other: &[u8]| (0..PAGE).filter(|at| one[*at] != other[*at]).count();
+                    let first = (0..PAGE).find(|at| page[*at] != logged[*at]).unwrap_or(0) & !31;
+                    println!(
+                        "the page at {at:#x} is in the log {kind}: {} bytes differ, {} once more in the second full one; \
+                         at {first:#x} {:02x?}, logged {:02x?}, in the template {:02x?}",
+                        differs(&page, &logged),
+                        differs(&page, &later),
+                        &page[first..first + 32],
+                        &logged[first..first + 32],
+                        &before[first..first + 32],
+                    );
                     missed += 1;
                 }
             }
@@ -136,15 +152,18 @@ async fn the_log_of_written_pages_misses_none() {
         // The second goes into the same file.
         raw.create("Diff", "log");
         raw.create("Full", "all");
+        raw.create("Full", "again");
         raw.state("Resumed");
         agent.process.signal(Signal::SIGCONT).unwrap();
         let open = |name: &str| File::open(root.join(name)).unwrap();
-        let (written, missed) = missed(&below, &open("log"), &open("all"));
+        let (written, missed) = missed(&below, &open("log"), [&open("all"), &open("again")]);
         let logged = fs::metadata(root.join("log")).map(|meta| std::os::unix::fs::MetadataExt::blocks(&meta));
         println!("round {round}: {written} pages differ, {} pages are in the log", logged.unwrap() / 8);
         assert!(written > 1000, "{written}");
         assert_eq!(missed, 0, "of {written}");
-        fs::remove_file(root.join("all")).unwrap();
+        for full in ["all", "again"] {
+            fs::remove_file(root.join(full)).unwrap();
+        }
     }
     agent.destroy(id).await.unwrap();
     stop(&mut agent, dir.path()).await;
@@ -172,7 +191,8 @@ impl Bare {
         fs::hard_link(&from.rootfs, root.join("rootfs")).unwrap();
         fs::hard_link(&from.memory, root.join("memory")).unwrap();
         for (source, target) in [(&from.upper, "upper"), (&from.state, "state")] {
-            fs::copy(source, root.join(target)).unwrap();
+            // `fs::copy` would fill the disk's holes, and the lab's disk with them.
+            sparse::copy(source, &root.join(target)).unwrap();
             chown(root.join(target), Some(UID), Some(UID)).unwrap();
         }
         let program = |name: &str| std::env::var(name).unwrap();
@@ -205,6 +225,7 @@ impl Drop for Bare {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = Command::new("ip").args(["netns", "delete", &self.namespace]).status();
+        let _ = fs::remove_dir_all(&self.raw.0);
     }
 }
 
@@ -286,17 +307,39 @@ fn bare(base: &Path, files: &Files) -> [Vec<Duration>; 3] {
     times
 }
 
+/// Means of the agent's own steps of restores, by what is restored, from its metrics.
+fn print_steps(address: &str) {
+    let (mut stream, mut text) = (TcpStream::connect(address).unwrap(), String::new());
+    stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
+    stream.read_to_string(&mut text).unwrap();
+    let name = "hearth_agent_step_seconds";
+    for line in text.lines() {
+        let Some((labels, sum)) =
+            line.strip_prefix(&format!("{name}_sum")).and_then(|rest| rest.split_once(' '))
+        else {
+            continue;
+        };
+        let count = format!("{name}_count{labels} ");
+        let count = text.lines().find_map(|line| line.strip_prefix(&count)).unwrap();
+        let (sum, count): (f64, f64) = (sum.parse().unwrap(), count.parse().unwrap());
+        println!("bench: {labels}: {:.0} ms, n = {count}", sum / count * 1000.0);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a benchmark: e2e/lab/run TESTS --ignored"]
 async fn benchmark_of_our_paths_against_the_raw_calls() {
     let dir = folder();
-    let mut agent = TestAgent::start(dir.path(), &[("HEARTH_PARKED", "0")]).await.unwrap();
+    let address = "127.0.0.1:9101";
+    let settings = [("HEARTH_PARKED", "0"), ("HEARTH_METRICS_LISTEN", address)];
+    let mut agent = TestAgent::start(dir.path(), &settings).await.unwrap();
     agent.ensure_code().await.unwrap();
     // The image is filled, as on a host that was used.
     let warm = agent.restore(false).await.unwrap();
     agent.shell(warm, "true").await.unwrap();
     agent.destroy(warm).await.unwrap();
     let [restore, exec, pause, resume, fork] = ours(&mut agent).await.map(median);
+    print_steps(address);
     stop(&mut agent, dir.path()).await;
     let base = folder();
     let files = Files::of(&template(), base.path());

@@ -76,6 +76,17 @@ pub fn upper() -> io::Result<PathBuf> {
     look()?.1.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
 }
 
+/// The first disk without any file system that we know.
+pub fn blank() -> io::Result<PathBuf> {
+    let mut names: Vec<_> = fs::read_dir("/dev")?.collect::<io::Result<Vec<_>>>()?;
+    names.sort_by_key(fs::DirEntry::file_name);
+    let disks = names.into_iter().filter(|entry| entry.file_name().to_string_lossy().starts_with("vd"));
+    disks
+        .map(|entry| entry.path())
+        .find(|path| content(path) == Content::Other)
+        .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+}
+
 fn look() -> io::Result<(Option<PathBuf>, Option<PathBuf>)> {
     let mut names: Vec<_> = fs::read_dir("/dev")?.collect::<io::Result<Vec<_>>>()?;
     names.sort_by_key(fs::DirEntry::file_name);

@@ -19,7 +19,8 @@ use std::{
 
 /// Where envd lives in the root file system: on a tmpfs, out of the disk's snapshot.
 pub const ENVD: &str = "/run/hearth/envd";
-const NEW_ROOT: &str = "/newroot";
+/// Where the merged tree is mounted.
+pub const NEW_ROOT: &str = "/newroot";
 /// Mounts that move into the new root as they are.
 const MOVED: [&str; 3] = ["/proc", "/sys", "/dev"];
 
@@ -39,8 +40,8 @@ pub fn mount_kernel_file_systems() -> Result<(), MountError> {
     Mount::DEV.make("")
 }
 
-/// Mounts base, upper and the overlay of both, with a tmpfs on its /run that holds a copy of this program.
-pub fn assemble(disks: &Disks) -> Result<(), MountError> {
+/// Mounts base, upper and the overlay of both.
+pub fn merge(disks: &Disks) -> Result<(), MountError> {
     let base = Mount {
         source: disks.base.to_str(),
         kind: "erofs",
@@ -69,7 +70,12 @@ pub fn assemble(disks: &Disks) -> Result<(), MountError> {
         flags: MsFlags::MS_NOATIME,
         data: "lowerdir=/base,upperdir=/upper/root,workdir=/upper/work",
     };
-    overlay.make("")?;
+    overlay.make("")
+}
+
+/// Mounts the merged tree, with a tmpfs on its /run that holds a copy of this program.
+pub fn assemble(disks: &Disks) -> Result<(), MountError> {
+    merge(disks)?;
     Mount::RUN.make(NEW_ROOT)?;
     make_folder(&format!("{NEW_ROOT}/run/hearth"), 0o755)?;
     let envd = format!("{NEW_ROOT}{ENVD}");

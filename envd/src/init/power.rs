@@ -18,12 +18,17 @@ pub fn off() -> ! {
 
 /// Says on the console why the capsule cannot live, and powers off.
 pub fn fail(error: &dyn Error) -> ! {
+    console::say(&line(error));
+    off()
+}
+
+/// (pure) An error with its causes, as the console shows it.
+pub fn line(error: &dyn Error) -> String {
     let mut line = format!("FATAL: {error}");
     let mut cause = error.source();
     while let Some(error) = cause {
         let _ = write!(line, ": {error}");
         cause = error.source();
     }
-    console::say(&line);
-    off()
+    line
 }

@@ -119,6 +119,7 @@ impl Machine {
         let socket = folder.path().join("qmp.sock");
         let listener = UnixListener::bind(&socket)?;
         let log = folder.path().join("vmm.log");
+        let console = File::options().write(true).open("/dev/null")?;
         let program = Program {
             path: self.qemu.clone(),
             args: self.arguments(&upper),
@@ -126,7 +127,11 @@ impl Machine {
             stdin: None,
             log: File::create(&log)?,
             output: None,
-            fds: vec![(OwnedFd::from(listener), fd::QMP), (tap, fd::TAP)],
+            fds: vec![
+                (OwnedFd::from(listener), fd::QMP),
+                (tap, fd::TAP),
+                (OwnedFd::from(console), fd::CONSOLE),
+            ],
             surroundings: None,
             jail: None,
             oom_score: 0,

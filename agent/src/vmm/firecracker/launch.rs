@@ -25,9 +25,9 @@ use crate::{
 };
 use futures::FutureExt;
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io,
-    os::unix::net::UnixListener,
+    os::{fd::OwnedFd, unix::net::UnixListener},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -58,21 +58,23 @@ pub async fn boot(
     size: Size,
     uid: UidLease,
 ) -> Result<Vmm, LaunchError> {
+    let mut admitted = vec![
+        (files.kernel.clone(), path::KERNEL),
+        (files.initramfs.clone(), path::INITRAMFS),
+        (files.rootfs.clone(), path::ROOTFS),
+        (ram.path().to_owned(), path::MEMORY),
+    ];
+    admitted.extend(files.output.iter().map(|output| (output.clone(), path::OUTPUT)));
     let start = Start {
         jailer: jailer.to_owned(),
         size,
-        files: vec![
-            (files.kernel.clone(), path::KERNEL),
-            (files.initramfs.clone(), path::INITRAMFS),
-            (files.rootfs.clone(), path::ROOTFS),
-            (ram.path().to_owned(), path::MEMORY),
-        ],
+        files: admitted,
         upper: files.upper.clone(),
         pager: None,
         snapshot: None,
         under: None,
     };
-    start_one(launcher, start, uid, version, Some(size)).await
+    start_one(launcher, start, uid, version, Some((size, files.output.is_some()))).await
 }
 
 /// Starts one that waits for the device state of `snapshot`, or of a generation over it; its pager listens. The image is where its pager keeps what
@@ -107,7 +109,7 @@ async fn start_one(
     mut start: Start,
     uid: UidLease,
     version: Version,
-    boots: Option<Size>,
+    boots: Option<(Size, bool)>,
 ) -> Result<Vmm, LaunchError> {
     let life = Life::new(start.size, version, launcher.tells_holes, start.under.take());
     let (owned, user) = (launcher.clone(), uid.id());
@@ -123,8 +125,8 @@ async fn start_one(
             let error = FirecrackerError::Version { found: info.vmm_version, expected: version };
             return Err(error.into());
         }
-        if let Some(size) = boots {
-            machine::boot(&api, size).await.map_err(|error| ended(error, is_alive()))?;
+        if let Some((size, has_output)) = boots {
+            machine::boot(&api, size, has_output).await.map_err(|error| ended(error, is_alive()))?;
         }
         Ok::<_, VmmError>(Control::Firecracker(Firecracker { api, root, uid: user, version, life }))
     };
@@ -159,6 +161,7 @@ fn spawn(
     let (api, root) = (Api::new(jail.root_fd.clone()), jail.root.clone());
     let network = netns.descriptor().map_err(host("the network namespace"))?;
     launcher.bound(&id, start.size, &mut uid)?;
+    let (reader, writer) = io::pipe().map_err(host("the console's pipe"))?;
     let (args, mounts) = jail.arguments(program, uid.id());
     let program = Program {
         path: start.jailer,
@@ -166,9 +169,9 @@ fn spawn(
         env: Vec::new(),
         stdin: None,
         log: log_file(&folder.0.join("vmm.log"))?,
-        // The guest's console, and Firecracker's own log, which a guest can make long: kept for a build only.
+        // The guest's console, and Firecracker's own log, which a guest can make long: the pager keeps its end.
         output: Some(match start.pager {
-            Some(_) => OpenOptions::new().write(true).open("/dev/null").map_err(host("/dev/null"))?,
+            Some(_) => File::from(OwnedFd::from(writer)),
             None => File::create_new(folder.0.join("console.log")).map_err(host("the console's log"))?,
         }),
         fds: Vec::new(),
@@ -179,7 +182,8 @@ fn spawn(
     let process = Arc::new(Process::spawn(program).map_err(host("starting the jailer"))?);
     let mut started = Started { folder, processes: vec![process.clone()], netns, uid, image: None };
     if let (Some(pages), Some(listener)) = (start.pager, listener) {
-        let spawned = launcher.spawn_pager(&started.folder.0, &pages, listener.into(), Some(&process));
+        let inputs = (listener.into(), reader.into());
+        let spawned = launcher.spawn_pager(&started.folder.0, &pages, inputs, Some(&process));
         let image = pages.image;
         match spawned {
             Ok(pager) => started.processes.push(pager),

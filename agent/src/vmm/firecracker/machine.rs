@@ -21,6 +21,8 @@ pub mod path {
     pub const SAVED: &str = "/saved";
     /// Pages that the guest has written since its restore, as of the last capture.
     pub const WRITTEN: &str = "/written";
+    /// What a flattening writes.
+    pub const OUTPUT: &str = "/output";
     /// The pager's socket.
     pub const PAGER: &str = "/pager.sock";
 }
@@ -57,8 +59,8 @@ fn source() -> BootSource {
     }
 }
 
-fn drives() -> [Drive; 2] {
-    let drive = |drive_id, path_on_host, is_read_only| Drive {
+fn drive(drive_id: &'static str, path_on_host: &'static str, is_read_only: bool) -> Drive {
+    Drive {
         drive_id,
         path_on_host,
         is_root_device: false,
@@ -67,7 +69,10 @@ fn drives() -> [Drive; 2] {
         cache_type: "Unsafe",
         // Creating a device with `Async` takes up to 110 ms at a restore.
         io_engine: "Sync",
-    };
+    }
+}
+
+fn drives() -> [Drive; 2] {
     [drive("rootfs", path::ROOTFS, true), drive("upper", path::UPPER, false)]
 }
 
@@ -79,12 +84,15 @@ fn network() -> NetworkInterface {
     }
 }
 
-/// Builds the machine and boots it.
-pub async fn boot(api: &Api, size: Size) -> Result<(), ApiError> {
+/// Builds the machine and boots it; `has_output`: with a third disk.
+pub async fn boot(api: &Api, size: Size, has_output: bool) -> Result<(), ApiError> {
     api.machine_config(&config(size)).await?;
     api.boot_source(&source()).await?;
     for drive in drives() {
         api.drive(&drive).await?;
+    }
+    if has_output {
+        api.drive(&drive("output", path::OUTPUT, false)).await?;
     }
     api.network_interface(&network()).await?;
     api.entropy().await?;
