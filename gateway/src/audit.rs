@@ -10,7 +10,7 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use http::{Method, StatusCode, header};
+use http::{StatusCode, header};
 use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
@@ -113,11 +113,6 @@ impl Drop for Note {
 
 fn bounded(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(RESOURCE_CHARS_MAX).collect()
-}
-
-/// Whether a route changes something that is noted. For the test that walks all routes.
-pub(crate) fn is_noted(method: &Method, route: &str) -> bool {
-    actions::of(method, route).is_some()
 }
 
 /// Writes rows in batches until shutdown, and then the rest.
