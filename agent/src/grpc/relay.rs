@@ -141,6 +141,12 @@ struct Asking {
     end: End,
 }
 
+/// Whether a frame says nothing. The last one often does; passed on it would not be the last, and HTTP/2 gives up a
+/// connection with more than some of those.
+fn is_empty(frame: &Frame<bytes::Bytes>) -> bool {
+    frame.data_ref().is_some_and(bytes::Bytes::is_empty)
+}
+
 enum End {
     /// Not yet; where to ask then.
     Open(Option<oneshot::Sender<oneshot::Sender<()>>>),
@@ -171,6 +177,10 @@ impl http_body::Body for Asking {
                     let asking = asking.take();
                     match http_body::Body::poll_frame(Pin::new(&mut self.body), context) {
                         Poll::Ready(None) => {}
+                        Poll::Ready(Some(Ok(frame))) if is_empty(&frame) => {
+                            self.end = End::Open(asking);
+                            continue;
+                        }
                         other => {
                             self.end = End::Open(asking);
                             return other;
