@@ -7,6 +7,8 @@ use std::{num::NonZeroUsize, path::PathBuf, thread, time::Duration};
 const TARGET: usize = 4;
 /// Two restores keep two cores busy; more only make each one slower.
 const REFILLS: usize = 2;
+/// Hosts of one pool-manager.
+const HOSTS_MAX: usize = 64;
 /// Longer than the longest run that the gateway allows by default, and its transfers.
 const LEASE_MAX_SEC: u64 = 900;
 /// For a caller that names none.
@@ -27,7 +29,7 @@ pub struct Config {
     #[arg(id = "pool_socket", long = "pool-socket", env = "HEARTH_POOL_SOCKET")]
     pub socket: Option<PathBuf>,
 
-    /// The host's agent, `unix:/path`; by default `agent/agent.sock` in the data folder.
+    /// The hosts' agents, each `unix:/path`, with commas between them; by default `agent/agent.sock` in the data folder.
     #[arg(id = "pool_agent_endpoint", long = "agent-endpoint", env = "HEARTH_AGENT_ENDPOINT")]
     pub agent_endpoint: Option<String>,
 
@@ -122,8 +124,21 @@ impl Config {
         };
         demand(self.socket().is_absolute(), "HEARTH_POOL_SOCKET must be an absolute path");
         demand(
-            self.agent_endpoint().strip_prefix("unix:").is_some_and(|path| path.starts_with('/')),
-            "HEARTH_AGENT_ENDPOINT must be `unix:/absolute/path`",
+            self.agent_endpoints()
+                .iter()
+                .all(|agent| agent.strip_prefix("unix:").is_some_and(|path| path.starts_with('/'))),
+            "HEARTH_AGENT_ENDPOINT must be `unix:/absolute/path`, several with commas between them",
+        );
+        demand(
+            (1..=HOSTS_MAX).contains(&self.agent_endpoints().len()),
+            "HEARTH_AGENT_ENDPOINT must name 1 to 64 agents",
+        );
+        let mut agents = self.agent_endpoints();
+        agents.sort_unstable();
+        agents.dedup();
+        demand(
+            agents.len() == self.agent_endpoints().len(),
+            "HEARTH_AGENT_ENDPOINT must name each agent once",
         );
         demand(!self.database_url.is_empty(), "DATABASE_URL must name a Postgres database");
         demand(self.target <= crate::pool::TARGET_MAX, "HEARTH_POOL_TARGET must be at most 512");
@@ -143,10 +158,12 @@ impl Config {
         self.socket.clone().unwrap_or_else(|| self.data_dir.join("pool.sock"))
     }
 
-    /// Where the host's agent serves.
-    pub(crate) fn agent_endpoint(&self) -> String {
-        let default = || socket::endpoint(&self.data_dir.join("agent/agent.sock"));
-        self.agent_endpoint.clone().unwrap_or_else(default)
+    /// Where the hosts' agents serve.
+    pub(crate) fn agent_endpoints(&self) -> Vec<String> {
+        match &self.agent_endpoint {
+            None => vec![socket::endpoint(&self.data_dir.join("agent/agent.sock"))],
+            Some(list) => list.split(',').map(|agent| agent.trim().to_owned()).collect(),
+        }
     }
 
     /// Restores on demand at once.
@@ -191,7 +208,7 @@ mod tests {
         assert_eq!(line.config.check(), Ok(()));
         assert_eq!(line.config.target, TARGET);
         assert_eq!(line.config.socket(), PathBuf::from("/var/lib/hearth/pool.sock"));
-        assert_eq!(line.config.agent_endpoint(), "unix:/var/lib/hearth/agent/agent.sock");
+        assert_eq!(line.config.agent_endpoints(), ["unix:/var/lib/hearth/agent/agent.sock"]);
         assert!(line.config.restores() >= 2);
     }
 
@@ -203,5 +220,15 @@ mod tests {
         config.lease_max_sec = 1;
         let ConfigError(faults) = config.check().unwrap_err();
         assert_eq!(faults.len(), 6, "{faults:?}");
+    }
+
+    #[test]
+    fn several_agents_are_named_with_commas() {
+        let with = |list: &str| Config::new("/pool.sock".into(), list.to_owned(), "postgres://h".to_owned());
+        let config = with("unix:/a.sock, unix:/b.sock");
+        assert_eq!(config.agent_endpoints(), ["unix:/a.sock", "unix:/b.sock"]);
+        assert_eq!(config.check(), Ok(()));
+        assert!(with("unix:/a.sock,unix:/a.sock").check().is_err());
+        assert!(with("unix:/a.sock,").check().is_err());
     }
 }

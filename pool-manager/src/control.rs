@@ -1,25 +1,33 @@
 //! Builds the parts, starts them, and watches that none ends. Holds no policy.
 
 use crate::{
-    capsule::{clerk::Clerk, create::Creation, destroy::Destruction, lookup::Lookup},
+    capsule::{
+        Record, clerk::Clerk, create::Creation, destroy::Destruction, events::Events, fork::Forking,
+        lifecycle::Lifecycle, locate::Locator, lookup::Lookup, once::Once,
+    },
     config::Config,
     error::PoolManagerError,
+    fleet::Fleet,
     grpc::service::Service,
     host::{
-        Host, Link, client::Agent, compare::Comparison, held::Holds, reaper, restore::Restorer,
+        Host, Link, client::Agent, compare::Comparison, held::Holds, homes, reaper, restore::Restorer,
         stranger::Strangers, watch::Watch,
     },
     lease::Leases,
     metrics,
     owners::Owners,
+    placement,
     pool::{
         Pools,
         demand::Demand,
         take::{LeaseLimits, Taker},
         warm::{self, Surroundings},
     },
+    site::{Site, Sites},
+    snapshot::{leftovers::Leftovers, shelf::Shelf},
     store::{Store, writer::Writer},
     template::{alias, catalogue::Catalogue, ensure::Ensure},
+    usage::{sampler::Sampler, stats::Statistics},
 };
 use hearth_proto::id::CapsuleId;
 use hearth_proto::wire::pool::pool_manager_server::PoolManagerServer;
@@ -81,21 +89,30 @@ impl PoolManager {
     pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, PoolManagerError> {
         config.check()?;
         metrics::describe();
-        let agent = Agent::new(&config.agent_endpoint())?;
+        let agents = config
+            .agent_endpoints()
+            .into_iter()
+            .map(|endpoint| Ok(NamedAgent { agent: Agent::new(&endpoint)?, endpoint: endpoint.into() }))
+            .collect::<Result<Vec<_>, PoolManagerError>>()?;
         let wait = Duration::from_secs(config.database_wait_sec);
         let store = shutdown
             .token()
             .run_until_cancelled(Store::connect(&config.database_url, wait))
             .await
             .ok_or(PoolManagerError::Stopped)??;
-        let records = store.active().await.map_err(|error| PoolManagerError::Load(Box::new(error)))?;
+        let load = async {
+            store.discard_unfinished().await?;
+            store.active().await
+        };
+        let records = load.await.map_err(|error| PoolManagerError::Load(Box::new(error)))?;
         let path = config.socket();
         let listener =
             socket::bind(&path).map_err(|source| PoolManagerError::Socket { path: path.clone(), source })?;
 
         let mut parts = Parts { tasks: JoinSet::new() };
-        let service = parts.build(&config, agent, store, records, &shutdown);
-        let clerk = service.owners.clerk.clone();
+        let base = parts.base(store, records, &shutdown);
+        let clerk = base.clerk.clone();
+        let service = parts.build(&config, agents, base);
         parts.start("server", serve(listener, service, shutdown.clone()));
         let ended = parts.supervise(&shutdown);
         tracing::info!(socket = %path.display(), "pool-manager serves");
@@ -126,77 +143,95 @@ impl Parts {
         });
     }
 
-    /// Builds the parts from left to right, and starts their tasks.
-    fn build(
-        &mut self,
-        config: &Config,
-        agent: Agent,
-        store: Store,
-        records: Vec<crate::capsule::Record>,
-        shutdown: &Shutdown,
-    ) -> Service {
-        let wanted = alias::canonical(&config.template).to_owned();
-        let (link, linked) =
-            level::channel(Link::Away { reason: "its agent was not reached yet".to_owned() });
-        let (catalogue, catalogued) = level::channel(Arc::new(Catalogue::new(&wanted)));
-        let host =
-            Host { agent: agent.clone(), endpoint: config.agent_endpoint().as_str().into(), link: linked };
-
+    /// What everything else stands on.
+    fn base(&mut self, store: Store, records: Vec<Record>, shutdown: &Shutdown) -> Base {
         let (writer, task) = Writer::new(store.clone(), shutdown.clone());
         self.start("writer", task.run());
+        let events = Events::new();
+        let (clerk, task) = Clerk::new(records, writer.clone(), events.clone(), shutdown.clone());
+        self.start("clerk", task.run());
+        Base { store, writer, clerk, events, shutdown: shutdown.clone() }
+    }
+
+    /// Builds the parts from left to right, and starts their tasks.
+    fn build(&mut self, config: &Config, agents: Vec<NamedAgent>, base: Base) -> Service {
+        let sites: Vec<(Site, SiteEnds)> = (0..)
+            .zip(&agents)
+            .map(|(index, agent)| {
+                let target = placement::share(config.target, agents.len(), index);
+                self.site(config, agent, target, &base)
+            })
+            .collect();
+        let all = Sites::new(sites.iter().map(|(site, _)| site.clone()).collect());
+        for (site, ends) in sites {
+            self.listen(config, site, ends, &base);
+        }
+        let sampler =
+            Sampler { clerk: base.clerk.clone(), store: base.store.clone(), shutdown: base.shutdown.clone() };
+        self.start("sampler", sampler.run());
+        let leftovers = Leftovers::default();
+        let task = leftovers.clone().run(all.clone(), base.store.clone(), base.shutdown.clone());
+        self.start("leftovers", task);
+        self.start("homes", homes::run(all.clone(), base.clerk.clone(), base.shutdown.clone()));
+        service(config, all, leftovers, base)
+    }
+
+    /// What is kept for one host, and the ends of its channels that its tasks hold.
+    fn site(&mut self, config: &Config, agent: &NamedAgent, target: usize, base: &Base) -> (Site, SiteEnds) {
+        let wanted = alias::canonical(&config.template).to_owned();
+        let away = Link::Away { reason: "its agent was not reached yet".to_owned(), last: None };
+        let (link, linked) = level::channel(away);
+        let (catalogue, catalogued) = level::channel(Arc::new(Catalogue::new(&wanted)));
+        let NamedAgent { endpoint, agent } = agent.clone();
+        let shutdown = &base.shutdown;
         let (holds, queue) = Holds::new(shutdown.token());
         self.start("reaper", reaper::run(queue, holds.clone(), agent.clone(), shutdown.clone()));
         let (leases, task) = Leases::new(shutdown.clone());
         self.start("leases", task.run());
-        let (clerk, task) = Clerk::new(records, writer.clone(), holds.clone(), shutdown.clone());
-        self.start("clerk", task.run());
-
         let restorer = Restorer { agent: agent.clone(), holds: holds.clone() };
         let demand = Demand::new(restorer.clone(), config.restores(), config.take_wait(), shutdown.clone());
         let around = Surroundings {
-            link: host.link.clone(),
+            link: linked.clone(),
             catalogue: catalogued.clone(),
             demand: demand.level(),
             shutdown: shutdown.clone(),
         };
-        let (pool, task) = warm::Keeper::new(&wanted, config.target, config.refills, restorer, around);
+        let (pool, task) = warm::Keeper::new(&wanted, target, config.refills, restorer, around);
         self.start("pool", task.run());
+        let host = Host { agent, endpoint, link: linked };
+        let pools = Pools::new([(wanted, pool)]);
+        let site = Site { host, catalogue: catalogued, pools, demand, leases, holds };
+        (site, SiteEnds { link, catalogue })
+    }
 
+    /// The tasks that listen to one host.
+    fn listen(&mut self, config: &Config, site: Site, ends: SiteEnds, base: &Base) {
         let owners =
-            Owners { pools: Pools::new([(wanted.clone(), pool)]), leases, clerk, holds: holds.clone() };
-        self.start(
-            "templates",
-            Ensure {
-                wanted,
-                agent: agent.clone(),
-                link: host.link.clone(),
-                catalogue,
-                writer: writer.clone(),
-                shutdown: shutdown.clone(),
-            }
-            .run(),
-        );
+            Owners { pools: site.pools, leases: site.leases, clerk: base.clerk.clone(), holds: site.holds };
+        let ensure = Ensure {
+            wanted: alias::canonical(&config.template).to_owned(),
+            agent: site.host.agent.clone(),
+            link: site.host.link.clone(),
+            catalogue: ends.catalogue,
+            writer: base.writer.clone(),
+            shutdown: base.shutdown.clone(),
+        };
+        self.start("templates", ensure.run());
         let comparison = Comparison {
-            agent,
-            owners: owners.clone(),
-            store: store.clone(),
+            agent: site.host.agent,
+            owners,
+            store: base.store.clone(),
             lease_max: config.lease_max(),
             strangers: Strangers::default(),
         };
-        let endpoint = Arc::clone(&host.endpoint);
-        let watch = Watch { endpoint, comparison, link, writer: writer.clone(), shutdown: shutdown.clone() };
-        self.start("watch", watch.run());
-
-        let limits = LeaseLimits { default: config.lease_default(), most: config.lease_max() };
-        let taker = Taker {
-            host,
-            catalogue: catalogued,
-            pools: owners.pools.clone(),
-            demand,
-            leases: owners.leases.clone(),
-            limits,
+        let watch = Watch {
+            endpoint: site.host.endpoint,
+            comparison,
+            link: ends.link,
+            writer: base.writer.clone(),
+            shutdown: base.shutdown.clone(),
         };
-        service(taker, owners, store, writer, shutdown)
+        self.start("watch", watch.run());
     }
 
     /// Ends the parts' common life: the first that ends without a shutdown is told to whoever runs this service.
@@ -220,24 +255,72 @@ impl Parts {
     }
 }
 
-fn service(taker: Taker, owners: Owners, store: Store, writer: Writer, shutdown: &Shutdown) -> Service {
-    let (host, clerk) = (taker.host.clone(), owners.clerk.clone());
+/// An agent and its endpoint.
+#[derive(Debug, Clone)]
+struct NamedAgent {
+    endpoint: Arc<str>,
+    agent: Agent,
+}
+
+/// What all parts stand on.
+struct Base {
+    store: Store,
+    writer: Writer,
+    clerk: Clerk,
+    events: Events,
+    shutdown: Shutdown,
+}
+
+/// The ends of a site's channels that its tasks hold.
+struct SiteEnds {
+    link: level::Sender<Link>,
+    catalogue: level::Sender<Arc<Catalogue>>,
+}
+
+fn service(config: &Config, sites: Sites, leftovers: Leftovers, base: Base) -> Service {
+    let Base { store, writer, clerk, events, shutdown } = base;
+    let limits = LeaseLimits { default: config.lease_default(), most: config.lease_max() };
+    let taker = Taker { sites: sites.clone(), clerk: clerk.clone(), limits };
+    let once = Once::default();
+    let lifecycle = Lifecycle {
+        sites: sites.clone(),
+        store: store.clone(),
+        clerk: clerk.clone(),
+        shutdown: shutdown.clone(),
+    };
+    let lookup = Lookup { store: store.clone(), clerk: clerk.clone() };
     Service {
         creation: Creation {
             taker: taker.clone(),
             store: store.clone(),
             clerk: clerk.clone(),
-            writer,
+            writer: writer.clone(),
+            once: once.clone(),
             shutdown: shutdown.clone(),
         },
         destruction: Destruction {
-            agent: host.agent.clone(),
+            sites: sites.clone(),
             store: store.clone(),
             clerk: clerk.clone(),
             shutdown: shutdown.clone(),
         },
-        lookup: Lookup { host, store, clerk },
+        locator: Locator { lookup: lookup.clone(), lifecycle: lifecycle.clone() },
+        forking: Forking { lifecycle: lifecycle.clone(), writer, once: once.clone() },
+        shelf: Shelf {
+            sites: sites.clone(),
+            store: store.clone(),
+            lifecycle: lifecycle.clone(),
+            events: events.clone(),
+            once,
+            leftovers,
+        },
+        statistics: Statistics { clerk: clerk.clone(), store: store.clone() },
+        fleet: Fleet { sites: sites.clone(), store, clerk },
+        sites,
         taker,
-        owners,
+        lookup,
+        lifecycle,
+        events,
+        shutdown,
     }
 }

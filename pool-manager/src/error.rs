@@ -58,6 +58,18 @@ pub(crate) enum Refused {
     /// Not in this state.
     #[error("{0}")]
     WrongState(String),
+    /// A change that conflicts is under way.
+    #[error("{0}; try again when that is done")]
+    Conflict(String),
+    /// There is one already, and it is another.
+    #[error("{0}")]
+    Exists(String),
+    /// The caller has no right to it.
+    #[error("{0}")]
+    Forbidden(String),
+    /// More than the team may have at the same time.
+    #[error("quota: {0}")]
+    Quota(String),
     /// No room now; later there may be.
     #[error("no capacity: {0}")]
     NoCapacity(String),
@@ -76,6 +88,16 @@ pub(crate) enum Refused {
 }
 
 impl Refused {
+    /// Not possible in the state the capsule is in.
+    pub(crate) fn not_running(state: &str) -> Self {
+        Self::WrongState(format!("the capsule is {state}, not running"))
+    }
+
+    /// No such capsule, or another team's.
+    pub(crate) fn no_capsule() -> Self {
+        Self::NotFound("capsule not found".to_owned())
+    }
+
     /// A part is gone, which happens only during shutdown or after a defect.
     pub(crate) fn stopping() -> Self {
         Self::Away("pool-manager is stopping".to_owned())

@@ -1,5 +1,7 @@
 //! The gRPC server: wire types end here.
 
-pub(crate) mod convert;
+mod convert;
+mod requests;
 pub(crate) mod service;
-pub(crate) mod status;
+mod status;
+mod watch;

@@ -1,14 +1,15 @@
-//! The host that runs capsules: its agent's calls, what its agent says, and the capsules this process answers for.
-//!
-//! There is one host now. What concerns a host hangs on [`Host`], and every [`held::Held`] capsule carries its host, so
-//! that more hosts mean more values, not another shape.
+//! A host that runs capsules: its agent's calls, what its agent says, and the capsules on it that this process answers
+//! for. What this process keeps for each host is a [`crate::site::Site`].
 
 pub(crate) mod client;
 pub(crate) mod compare;
 pub(crate) mod held;
+pub(crate) mod homes;
+pub(crate) mod lifecycle;
 pub(crate) mod observed;
 pub(crate) mod reaper;
 pub(crate) mod restore;
+pub(crate) mod status;
 pub(crate) mod stranger;
 pub(crate) mod watch;
 
@@ -26,11 +27,19 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// The host's id, while its agent is connected.
-    pub(crate) fn id(&self) -> Option<Arc<str>> {
+    /// The host, while its agent is connected.
+    pub(crate) fn up(&self) -> Option<Arc<HostFacts>> {
         match &*self.link.borrow() {
             Link::Away { .. } => None,
-            Link::Up { host_id } => Some(Arc::clone(host_id)),
+            Link::Up { facts } => Some(Arc::clone(facts)),
+        }
+    }
+
+    /// What was heard of the host last; none before the first time.
+    pub(crate) fn last_known(&self) -> Option<Arc<HostFacts>> {
+        match &*self.link.borrow() {
+            Link::Away { last, .. } => last.clone(),
+            Link::Up { facts } => Some(Arc::clone(facts)),
         }
     }
 }
@@ -38,10 +47,10 @@ impl Host {
 /// Whether a host's agent can be asked for something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Link {
-    /// Not connected, and why.
-    Away { reason: String },
+    /// Not connected, and why; with what the host was when it was connected last.
+    Away { reason: String, last: Option<Arc<HostFacts>> },
     /// Connected, and its capsules have been compared with ours.
-    Up { host_id: Arc<str> },
+    Up { facts: Arc<HostFacts> },
 }
 
 impl Link {

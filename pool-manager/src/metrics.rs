@@ -1,4 +1,4 @@
-//! Every metric of pool-manager, in one list. No ids as labels.
+//! Every metric of pool-manager, in one list. No ids of capsules or teams as labels.
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use std::time::Duration;
@@ -15,6 +15,9 @@ const LEASES: &str = "hearth_pool_leases";
 const LEASES_EXPIRED: &str = "hearth_pool_leases_expired_total";
 const WRITES_PENDING: &str = "hearth_pool_writes_pending";
 const AGENT_UP: &str = "hearth_pool_agent_up";
+const OPERATION_SECONDS: &str = "hearth_pool_operation_seconds";
+const SAMPLES_LOST: &str = "hearth_pool_samples_lost_total";
+const WATCHERS_LOST: &str = "hearth_pool_watchers_lost_total";
 
 /// Says what each metric means, for `/metrics`.
 pub(crate) fn describe() {
@@ -29,7 +32,13 @@ pub(crate) fn describe() {
     describe_gauge!(LEASES, "One-shot capsules that are in use.");
     describe_counter!(LEASES_EXPIRED, "One-shot capsules destroyed because nobody released them in time.");
     describe_gauge!(WRITES_PENDING, "Changes that wait for the database.");
-    describe_gauge!(AGENT_UP, "1 while the host's agent is connected.");
+    describe_gauge!(AGENT_UP, "1 while a host's agent is connected.");
+    describe_histogram!(
+        OPERATION_SECONDS,
+        "A change of a capsule that its user asked for, by kind and result."
+    );
+    describe_counter!(SAMPLES_LOST, "Samples of teams' use that were never written.");
+    describe_counter!(WATCHERS_LOST, "Listeners to capsule events that were too slow.");
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of capsules are far below 2^52")]
@@ -85,7 +94,23 @@ pub(crate) fn writes_pending(count: usize) {
     gauge!(WRITES_PENDING).set(number(count));
 }
 
-/// Whether the agent is connected.
-pub(crate) fn agent_up(up: bool) {
-    gauge!(AGENT_UP).set(if up { 1.0 } else { 0.0 });
+/// Whether a host's agent is connected. Hosts are few, so their ids may be labels.
+pub(crate) fn agent_up(host_id: &str, up: bool) {
+    gauge!(AGENT_UP, "host" => host_id.to_owned()).set(if up { 1.0 } else { 0.0 });
+}
+
+/// A change of a capsule is over.
+pub(crate) fn operation(kind: &'static str, well: bool, after: Duration) {
+    let result = if well { "ok" } else { "refused" };
+    histogram!(OPERATION_SECONDS, "kind" => kind, "result" => result).record(after);
+}
+
+/// A sample was never written.
+pub(crate) fn samples_lost() {
+    counter!(SAMPLES_LOST).increment(1);
+}
+
+/// A listener was too slow.
+pub(crate) fn watcher_lost() {
+    counter!(WATCHERS_LOST).increment(1);
 }

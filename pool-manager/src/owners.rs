@@ -1,4 +1,4 @@
-//! Who has capsules in this process; news from the host goes to each of them.
+//! Who has capsules of one host in this process; news from the host goes to each of them.
 
 use crate::{
     capsule::clerk::Clerk,
@@ -21,7 +21,7 @@ pub(crate) struct Owners {
     pub(crate) holds: Holds,
 }
 
-/// Which capsules should be on the host, by owner.
+/// Which capsules should be on a host, by owner.
 #[derive(Debug)]
 pub(crate) struct Expected {
     parked: HashSet<CapsuleId>,
@@ -38,18 +38,18 @@ impl Owners {
                 self.leases.ended(observed.id).await;
             }
             Live::Running => self.pools.claimed_elsewhere(observed.id).await,
-            Live::Starting | Live::Parked | Live::Paused | Live::Stopping => {}
+            Live::Starting | Live::Parked | Live::Moving | Live::Paused | Live::Stopping => {}
         }
-        self.clerk.observe(observed.clone()).await;
+        self.clerk.observe(observed.clone(), self.holds.clone()).await;
     }
 
     /// What the owners have right now. To be asked before the host is, so that what comes up in between is not taken
     /// for missing.
-    pub(crate) async fn expected(&self) -> Expected {
+    pub(crate) async fn expected(&self, host_id: &str) -> Expected {
         Expected {
             parked: self.pools.parked().await,
             leased: self.leases.ids().await,
-            users: self.clerk.active().await,
+            users: self.clerk.active(host_id).await,
         }
     }
 

@@ -34,7 +34,18 @@ pub(crate) struct Stock {
     pub(crate) misses: u64,
 }
 
-/// The pools by template. The set is fixed at start.
+impl Stock {
+    /// Adds another host's pool of the same template.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.target += other.target;
+        self.parked += other.parked;
+        self.refilling += other.refilling;
+        self.hits += other.hits;
+        self.misses += other.misses;
+    }
+}
+
+/// The pools of one host by template. The set is fixed at start.
 #[derive(Debug, Clone)]
 pub(crate) struct Pools {
     pools: Arc<BTreeMap<String, Pool>>,

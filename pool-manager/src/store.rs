@@ -2,6 +2,9 @@
 
 pub(crate) mod capsules;
 pub(crate) mod fleet;
+pub(crate) mod requests;
+pub(crate) mod snapshots;
+pub(crate) mod usage;
 pub(crate) mod writer;
 
 use crate::{
@@ -101,6 +104,7 @@ impl Store {
 async fn up(pool: &PgPool, wait: Duration) -> Result<(), PoolManagerError> {
     let end = Instant::now() + wait;
     for failures in 1.. {
+        // The one query that is not checked when it is compiled: there is no schema yet.
         let Err(source) = sqlx::query("SELECT 1").execute(pool).await else { break };
         if Instant::now() >= end || !is_away(&source) {
             return Err(PoolManagerError::DatabaseAway { waited: wait, source });
@@ -113,4 +117,13 @@ async fn up(pool: &PgPool, wait: Duration) -> Result<(), PoolManagerError> {
         time::sleep_until((Instant::now() + pause).min(end)).await;
     }
     Ok(())
+}
+
+fn unreadable(error: impl std::error::Error + Send + Sync + 'static) -> StoreError {
+    StoreError::Refused(sqlx::Error::Decode(Box::new(error)))
+}
+
+/// A number for a signed column; beyond its range the largest there is.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }

@@ -6,6 +6,7 @@ pub(crate) mod ensure;
 pub(crate) mod fit;
 
 use crate::error::Refused;
+use fit::Size;
 use hearth_proto::wire::agent;
 
 /// A template with its newest snapshot, whose size is baked in.
@@ -22,6 +23,11 @@ pub(crate) struct Template {
 }
 
 impl Template {
+    /// Its size.
+    pub(crate) fn size(&self) -> Size {
+        Size { vcpus: self.vcpus, memory_mb: self.memory_mb }
+    }
+
     /// Whether it runs `language`. Empty: its first.
     pub(crate) fn speaks(&self, language: &str) -> Result<(), Refused> {
         if language.is_empty() || self.languages.iter().any(|known| known == language) {

@@ -54,6 +54,14 @@ impl State {
             .ok_or_else(|| UnknownState(text.to_owned()))
     }
 
+    /// Whether it has processors and memory, or is about to.
+    pub(crate) fn is_running(self) -> bool {
+        match self {
+            Self::Starting | Self::Running => true,
+            Self::Paused | Self::Stopping | Self::Stopped | Self::Failed | Self::Missing => false,
+        }
+    }
+
     /// Whether nothing can happen to the capsule any more.
     pub(crate) fn is_over(self) -> bool {
         match self {
@@ -86,6 +94,30 @@ pub(crate) enum Seen<'a> {
     Present(&'a Live),
 }
 
+impl Seen<'_> {
+    /// Whether the capsule will never run again.
+    pub(crate) fn is_end(self) -> bool {
+        match self {
+            Self::Absent => false,
+            Self::Present(live) => live.is_over(),
+        }
+    }
+}
+
+/// The name of an event, as in pool.proto, when a capsule goes from one state to another; none when it is of no interest.
+pub(crate) fn event(from: State, to: State) -> Option<&'static str> {
+    match (from, to) {
+        (State::Missing, State::Running | State::Paused) => Some("found"),
+        (State::Starting, State::Running) => Some("started"),
+        (_, State::Running) => Some("resumed"),
+        (_, State::Paused) => Some("paused"),
+        (_, State::Stopped) => Some("destroyed"),
+        (_, State::Failed) => Some("failed"),
+        (_, State::Missing) => Some("missing"),
+        (_, State::Starting | State::Stopping) => None,
+    }
+}
+
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action {
@@ -116,13 +148,15 @@ fn decide_running(state: State, seen: Seen<'_>) -> Action {
         // It is kept, and runs again when it is asked to.
         Seen::Present(Live::Paused) => Action::Record(State::Paused, String::new()),
         // Old news, or on its way to something that will be said.
-        Seen::Present(Live::Starting | Live::Parked | Live::Stopping) => Action::Nothing,
+        Seen::Present(Live::Starting | Live::Parked | Live::Moving | Live::Stopping) => Action::Nothing,
     }
 }
 
 fn decide_stopped(state: State, seen: Seen<'_>) -> Action {
     match seen {
-        Seen::Present(Live::Starting | Live::Parked | Live::Running | Live::Paused) => Action::Destroy,
+        Seen::Present(Live::Starting | Live::Parked | Live::Running | Live::Moving | Live::Paused) => {
+            Action::Destroy
+        }
         Seen::Present(Live::Stopping) => Action::Nothing,
         Seen::Absent | Seen::Present(Live::Stopped { .. } | Live::Failed { .. }) if state.is_over() => {
             Action::Nothing
@@ -151,6 +185,7 @@ mod tests {
             Some(Live::Starting),
             Some(Live::Parked),
             Some(Live::Running),
+            Some(Live::Moving),
             Some(Live::Paused),
             Some(Live::Stopping),
             Some(Live::Stopped { reason: reason.clone() }),

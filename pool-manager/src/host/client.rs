@@ -4,7 +4,10 @@ use super::{
     HostFacts,
     observed::{Live, Observed, ObservedError},
 };
-use crate::template::Template;
+use crate::{
+    capsule::settings::{Network, Timeouts},
+    template::{Template, fit::Size},
+};
 use hearth_proto::{
     id::CapsuleId,
     wire::agent::{self, agent_client::AgentClient},
@@ -38,6 +41,15 @@ pub(crate) enum AgentError {
     /// It did not answer in time.
     #[error("{call} took longer than {} s", after.as_secs())]
     Late { call: &'static str, after: Duration },
+    /// It does not know the capsule or the snapshot.
+    #[error("the host does not know it: {0}")]
+    Unknown(String),
+    /// Not in the state the capsule is in, or never on this host.
+    #[error("the host refused: {0}")]
+    Denied(String),
+    /// A field is wrong; the text names it.
+    #[error("{0}")]
+    Invalid(String),
     /// It answered that it cannot.
     #[error("{call} failed: {message}")]
     Failed { call: &'static str, message: String },
@@ -53,6 +65,9 @@ impl AgentError {
             Self::NoCapacity(_) => "no_capacity",
             Self::Away(_) => "away",
             Self::Late { .. } => "late",
+            Self::Unknown(_) => "unknown",
+            Self::Denied(_) => "denied",
+            Self::Invalid(_) => "invalid",
             Self::Failed { .. } => "failed",
             Self::Answer(_) => "answer",
         }
@@ -63,6 +78,9 @@ impl AgentError {
         match status.code() {
             Code::ResourceExhausted => Self::NoCapacity(message),
             Code::Unavailable => Self::Away(message),
+            Code::NotFound => Self::Unknown(message),
+            Code::FailedPrecondition => Self::Denied(message),
+            Code::InvalidArgument => Self::Invalid(message),
             _ => Self::Failed { call, message },
         }
     }
@@ -80,7 +98,20 @@ pub(crate) enum Progress {
 /// One agent. Clones share one connection, which comes back by itself.
 #[derive(Debug, Clone)]
 pub(crate) struct Agent {
-    client: AgentClient<Channel>,
+    pub(super) client: AgentClient<Channel>,
+}
+
+/// How a capsule starts for its user.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Start {
+    pub(crate) env: Env,
+    /// The least size of its disk in MiB; 0: its template's.
+    pub(crate) disk_mb: u64,
+    /// None: nothing.
+    pub(crate) network: Option<Network>,
+    pub(crate) timeouts: Timeouts,
+    /// The size of its machine; 0: whatever there is.
+    pub(crate) size: Size,
 }
 
 impl Agent {
@@ -111,36 +142,55 @@ impl Agent {
 
     /// Restores a capsule that then waits with stopped vCPUs.
     pub(crate) async fn restore_parked(&self, id: CapsuleId, template: &str) -> Result<(), AgentError> {
-        self.restore(id, template, true, Env::new()).await
+        let request = agent::RestoreRequest {
+            capsule_id: id.to_string(),
+            template: template.to_owned(),
+            park: true,
+            ..Default::default()
+        };
+        self.restore(request).await
     }
 
-    /// Restores a capsule that runs.
+    /// Restores a capsule that runs, from a template or a named snapshot.
     pub(crate) async fn restore_running(
         &self,
         id: CapsuleId,
         template: &str,
-        env: Env,
+        start: Start,
     ) -> Result<(), AgentError> {
-        self.restore(id, template, false, env).await
-    }
-
-    async fn restore(&self, id: CapsuleId, template: &str, park: bool, env: Env) -> Result<(), AgentError> {
-        let mut client = self.client.clone();
         let request = agent::RestoreRequest {
             capsule_id: id.to_string(),
             template: template.to_owned(),
-            park,
-            env,
+            env: start.env,
+            disk_mb: start.disk_mb,
+            vcpus: start.size.vcpus,
+            memory_mb: start.size.memory_mb,
+            idle_timeout_ms: start.timeouts.idle_ms(),
+            idle_action: start.timeouts.action.wire().into(),
+            network: start.network.map(Into::into),
             ..Default::default()
         };
+        self.restore(request).await
+    }
+
+    async fn restore(&self, request: agent::RestoreRequest) -> Result<(), AgentError> {
+        let mut client = self.client.clone();
         let capsule = call("Restore", RESTORE, client.restore(request)).await?;
         alive("Restore", capsule)
     }
 
-    /// Makes a parked capsule run, for its user.
-    pub(crate) async fn claim(&self, id: CapsuleId) -> Result<(), AgentError> {
+    /// Makes a parked capsule run, for its user. It has its environment already.
+    pub(crate) async fn claim(&self, id: CapsuleId, start: Start) -> Result<(), AgentError> {
         let mut client = self.client.clone();
-        let request = agent::ClaimRequest { capsule_id: id.to_string(), ..Default::default() };
+        let request = agent::ClaimRequest {
+            capsule_id: id.to_string(),
+            env: start.env,
+            disk_mb: start.disk_mb,
+            idle_timeout_ms: start.timeouts.idle_ms(),
+            idle_action: start.timeouts.action.wire().into(),
+            network: start.network.map(Into::into),
+            ..Default::default()
+        };
         let capsule = call("Claim", CLAIM, client.claim(request)).await?;
         alive("Claim", capsule)
     }
@@ -213,7 +263,7 @@ impl Build {
     }
 }
 
-async fn call<T>(
+pub(super) async fn call<T>(
     name: &'static str,
     after: Duration,
     answer: impl Future<Output = Result<Response<T>, Status>>,
@@ -226,13 +276,15 @@ async fn call<T>(
 }
 
 /// An answer about a capsule that should be alive.
-fn alive(call: &'static str, capsule: agent::Capsule) -> Result<(), AgentError> {
+pub(super) fn alive(call: &'static str, capsule: agent::Capsule) -> Result<(), AgentError> {
     let observed = Observed::try_from(capsule)?;
     match observed.state {
         Live::Stopped { reason } | Live::Failed { reason } => {
             Err(AgentError::Failed { call, message: format!("the capsule ended: {reason}") })
         }
-        Live::Starting | Live::Parked | Live::Running | Live::Paused | Live::Stopping => Ok(()),
+        Live::Starting | Live::Parked | Live::Running | Live::Moving | Live::Paused | Live::Stopping => {
+            Ok(())
+        }
     }
 }
 

@@ -25,9 +25,9 @@ pub(crate) struct Comparison {
 }
 
 impl Comparison {
-    /// One pass.
-    pub(crate) async fn pass(&mut self) -> Result<(), AgentError> {
-        let expected = self.owners.expected().await;
+    /// One pass over the host with this id.
+    pub(crate) async fn pass(&mut self, host_id: &str) -> Result<(), AgentError> {
+        let expected = self.owners.expected(host_id).await;
         let listed = self.agent.list().await?;
         let present: HashSet<_> = listed.iter().map(|observed| observed.id).collect();
         for observed in &listed {

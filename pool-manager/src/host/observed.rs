@@ -1,5 +1,6 @@
 //! A capsule as its host sees it: the wire message, validated.
 
+use crate::capsule::Disk;
 use hearth_proto::{
     id::{CapsuleId, IdError},
     wire::agent,
@@ -11,6 +12,17 @@ pub(crate) struct Observed {
     pub(crate) id: CapsuleId,
     pub(crate) template: String,
     pub(crate) state: Live,
+    pub(crate) figures: Figures,
+}
+
+/// What a host measured of a capsule, at most ten seconds ago.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Figures {
+    pub(crate) disk: Disk,
+    /// Since it was made.
+    pub(crate) cpu_us: u64,
+    /// Milliseconds since the epoch; zero: not known.
+    pub(crate) last_active_ms: i64,
 }
 
 /// The state of a capsule on its host.
@@ -20,7 +32,9 @@ pub(crate) enum Live {
     /// Restored, vCPUs stopped, waits in a pool.
     Parked,
     Running,
-    /// On its host's disk, or on the way there or back: not dead.
+    /// On the way to its host's disk or back: not dead, and where it ends will be said.
+    Moving,
+    /// On its host's disk.
     Paused,
     Stopping,
     Stopped {
@@ -36,7 +50,9 @@ impl Live {
     pub(crate) fn is_over(&self) -> bool {
         match self {
             Self::Stopped { .. } | Self::Failed { .. } => true,
-            Self::Starting | Self::Parked | Self::Running | Self::Paused | Self::Stopping => false,
+            Self::Starting | Self::Parked | Self::Running | Self::Moving | Self::Paused | Self::Stopping => {
+                false
+            }
         }
     }
 }
@@ -60,9 +76,8 @@ impl TryFrom<agent::Capsule> for Observed {
             Ok(agent::CapsuleState::Parked) => Live::Parked,
             // Its processors stand still for a moment.
             Ok(agent::CapsuleState::Running | agent::CapsuleState::Snapshotting) => Live::Running,
-            Ok(
-                agent::CapsuleState::Pausing | agent::CapsuleState::Paused | agent::CapsuleState::Resuming,
-            ) => Live::Paused,
+            Ok(agent::CapsuleState::Pausing | agent::CapsuleState::Resuming) => Live::Moving,
+            Ok(agent::CapsuleState::Paused) => Live::Paused,
             Ok(agent::CapsuleState::Stopping) => Live::Stopping,
             Ok(agent::CapsuleState::Stopped) => Live::Stopped { reason: wire.reason },
             Ok(agent::CapsuleState::Failed) => Live::Failed { reason: wire.reason },
@@ -70,7 +85,12 @@ impl TryFrom<agent::Capsule> for Observed {
                 return Err(ObservedError::State { id, value: wire.state });
             }
         };
-        Ok(Self { id, template: wire.template, state })
+        let figures = Figures {
+            disk: Disk { size_mb: wire.disk_mb, used_mb: wire.disk_used_mb },
+            cpu_us: wire.cpu_us,
+            last_active_ms: wire.last_active_at_ms,
+        };
+        Ok(Self { id, template: wire.template, state, figures })
     }
 }
 

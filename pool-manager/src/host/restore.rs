@@ -1,7 +1,7 @@
 //! Restoring capsules: the id is held before the agent hears of it, so whatever happens then, it has an owner.
 
 use super::{
-    client::{Agent, AgentError, Env},
+    client::{Agent, AgentError, Start},
     held::{Held, Holds},
 };
 use hearth_proto::id::CapsuleId;
@@ -22,9 +22,9 @@ impl Restorer {
     }
 
     /// A new capsule that runs. Dropping the future destroys it.
-    pub(crate) async fn running(&self, template: &str, env: Env) -> Result<Held, AgentError> {
+    pub(crate) async fn running(&self, template: &str, start: Start) -> Result<Held, AgentError> {
         let held = self.hold()?;
-        self.agent.restore_running(held.id(), template, env).await?;
+        self.agent.restore_running(held.id(), template, start).await?;
         Ok(held)
     }
 

@@ -31,7 +31,7 @@ pub(crate) fn judge(state: &Live, seen_for: Duration, lease_max: Duration) -> Ve
         Live::Starting | Live::Running if seen_for > lease_max => Verdict::Destroy,
         Live::Starting | Live::Running => Verdict::Leave,
         // Nothing runs, and somebody may want it back.
-        Live::Paused => Verdict::Leave,
+        Live::Moving | Live::Paused => Verdict::Leave,
         // Its end is under way or done, and whoever ended it wants its reason.
         Live::Stopping | Live::Stopped { .. } | Live::Failed { .. } => Verdict::Leave,
     }
@@ -67,6 +67,7 @@ mod tests {
             Just(Live::Starting),
             Just(Live::Parked),
             Just(Live::Running),
+            Just(Live::Moving),
             Just(Live::Paused),
             Just(Live::Stopping),
             Just(Live::Stopped { reason: String::new() }),

@@ -1,7 +1,7 @@
 //! The task that listens to one host: opens its stream of states, passes them on, compares, and comes back after the
 //! agent was away.
 
-use super::{HostFacts, Link, client, client::AgentError, compare::Comparison};
+use super::{HostFacts, Link, client, client::AgentError, compare::Comparison, status::HostStatus};
 use crate::{
     metrics,
     retry::{self, Backoff},
@@ -12,7 +12,7 @@ use hearth_service::{shutdown::Shutdown, telemetry};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::watch as level,
-    time::{self, MissedTickBehavior},
+    time::{self, Instant, MissedTickBehavior},
 };
 use tonic::Streaming;
 
@@ -36,13 +36,18 @@ impl Watch {
     pub(crate) async fn run(mut self) {
         let mut failures = 0;
         let stop = self.shutdown.token();
+        let mut away_since = Instant::now();
         let _stopped = stop
             .run_until_cancelled(async {
                 loop {
                     let error = self.connected(&mut failures).await;
-                    self.away(&error, failures);
+                    if failures == 0 {
+                        away_since = Instant::now();
+                    }
+                    self.away(&error, failures).await;
                     failures += 1;
                     time::sleep(BACKOFF.delay(failures, retry::unit())).await;
+                    self.offline(away_since.elapsed()).await;
                 }
             })
             .await;
@@ -51,11 +56,11 @@ impl Watch {
     /// One connection, from the first call to its end.
     async fn connected(&mut self, failures: &mut u32) -> AgentError {
         let (facts, mut states) = match self.open().await {
-            Ok(opened) => opened,
+            Ok((facts, states)) => (Arc::new(facts), states),
             Err(error) => return error,
         };
         // The stream was opened before this comparison, so what changes during it is not lost.
-        if let Err(error) = self.comparison.pass().await {
+        if let Err(error) = self.comparison.pass(&facts.id).await {
             return error;
         }
         *failures = 0;
@@ -78,12 +83,29 @@ impl Watch {
                     Err(status) => return AgentError::from_status("WatchHost", &status),
                 },
                 _ = tick.tick() => {
-                    if let Err(error) = self.comparison.pass().await {
+                    if let Err(error) = self.comparison.pass(&facts.id).await {
                         return error;
                     }
                     self.writer.enqueue(self.seen(&facts)).await;
                 }
             }
+        }
+    }
+
+    /// A host that stays away for long is offline from then on.
+    async fn offline(&self, away: Duration) {
+        if HostStatus::judge(false, away) == HostStatus::Offline {
+            self.status(HostStatus::Offline).await;
+        }
+    }
+
+    async fn status(&self, status: HostStatus) {
+        let last = match &*self.link.borrow() {
+            Link::Away { last, .. } => last.clone(),
+            Link::Up { facts } => Some(Arc::clone(facts)),
+        };
+        if let Some(facts) = last {
+            self.writer.enqueue(Job::HostStatus { id: facts.id.clone(), status }).await;
         }
     }
 
@@ -93,25 +115,34 @@ impl Watch {
         Ok((facts, states))
     }
 
-    fn up(&self, facts: &HostFacts) {
+    fn up(&self, facts: &Arc<HostFacts>) {
         tracing::info!(
             host.id = facts.id,
             engine = facts.engine,
             accelerator = facts.accelerator,
             "host connected"
         );
-        metrics::agent_up(true);
-        self.link.send_replace(Link::Up { host_id: facts.id.as_str().into() });
+        metrics::agent_up(&facts.id, true);
+        self.link.send_replace(Link::Up { facts: Arc::clone(facts) });
     }
 
     /// Says once per outage that the agent is away.
-    fn away(&self, error: &AgentError, failures: u32) {
-        metrics::agent_up(false);
+    async fn away(&self, error: &AgentError, failures: u32) {
         let reason = telemetry::chain(error);
-        if self.link.borrow().is_up() || failures == 0 {
-            tracing::warn!(reason, "host disconnected");
+        let (was_up, last) = match &*self.link.borrow() {
+            Link::Away { last, .. } => (false, last.clone()),
+            Link::Up { facts } => (true, Some(Arc::clone(facts))),
+        };
+        if was_up || failures == 0 {
+            tracing::warn!(reason, endpoint = %self.endpoint, "host disconnected");
         }
-        self.link.send_replace(Link::Away { reason });
+        if let Some(facts) = &last {
+            metrics::agent_up(&facts.id, false);
+        }
+        self.link.send_replace(Link::Away { reason, last });
+        if was_up {
+            self.status(HostStatus::Unreachable).await;
+        }
     }
 
     fn seen(&self, facts: &HostFacts) -> Job {

@@ -2,14 +2,10 @@
 
 use crate::{
     error::Refused,
-    host::{
-        client::{AgentError, Env},
-        held::Held,
-        restore::Restorer,
-    },
+    host::{client::Start, held::Held, restore::Restorer},
     metrics,
 };
-use hearth_service::{shutdown::Shutdown, telemetry};
+use hearth_service::shutdown::Shutdown;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{Semaphore, oneshot, watch as level},
@@ -42,9 +38,14 @@ impl Demand {
         self.count.subscribe()
     }
 
+    /// How many there are at this moment.
+    pub(crate) fn now(&self) -> usize {
+        *self.count.borrow()
+    }
+
     /// Restores a running capsule. When the future is dropped, a restore under way is finished and its capsule then
     /// destroyed: the agent is never asked for both at once.
-    pub(crate) async fn restore(&self, template: &str, env: Env) -> Result<Held, Refused> {
+    pub(crate) async fn restore(&self, template: &str, start: Start) -> Result<Held, Refused> {
         let counted = self.counted()?;
         let turn = match time::timeout(self.wait, Arc::clone(&self.turns).acquire_owned()).await {
             Ok(Ok(turn)) => turn,
@@ -58,14 +59,14 @@ impl Demand {
         let (restorer, template) = (self.restorer.clone(), template.to_owned());
         let stop = self.shutdown.token();
         self.shutdown.tasks().spawn(async move {
-            let restored = stop.run_until_cancelled(restorer.running(&template, env)).await;
+            let restored = stop.run_until_cancelled(restorer.running(&template, start)).await;
             // Turn and count end before the answer goes out, so that who hears of it sees them ended.
             drop((turn, counted));
             // A caller that left drops the capsule here, which destroys it.
             let _left = reply.send(restored);
         });
         match answer.await {
-            Ok(Some(restored)) => restored.map_err(|error| refused(&error)),
+            Ok(Some(restored)) => restored.map_err(|error| error.refused("start the capsule")),
             Ok(None) | Err(_) => Err(Refused::stopping()),
         }
     }
@@ -98,24 +99,5 @@ impl Drop for Counted {
             *count -= 1;
             metrics::demand(*count);
         });
-    }
-}
-
-/// What a caller is told about an agent's failure; the whole of it is logged here.
-pub(crate) fn refused(error: &AgentError) -> Refused {
-    match error {
-        AgentError::NoCapacity(message) => Refused::NoCapacity(message.clone()),
-        AgentError::Away(_) => {
-            tracing::warn!(error = telemetry::chain(error), "restore failed");
-            Refused::Away("the host is away, or the capsule ended while it started; try again".to_owned())
-        }
-        AgentError::Late { .. } => {
-            tracing::warn!(%error, "restore failed");
-            Refused::Late("the host did not answer in time".to_owned())
-        }
-        AgentError::Failed { .. } | AgentError::Answer(_) => {
-            tracing::warn!(error = telemetry::chain(error), "restore failed");
-            Refused::Host("the host could not start the capsule".to_owned())
-        }
     }
 }

@@ -3,8 +3,8 @@
 
 use super::{Store, StoreError};
 use crate::{
-    capsule::Change,
-    host::HostFacts,
+    capsule::Record,
+    host::{HostFacts, status::HostStatus},
     metrics,
     retry::{self, Backoff},
     template::Template,
@@ -12,7 +12,6 @@ use crate::{
 use hearth_proto::id::CapsuleId;
 use hearth_service::{shutdown::Shutdown, telemetry};
 use std::{collections::BTreeMap, time::Duration};
-use time::OffsetDateTime;
 use tokio::{
     sync::mpsc,
     time::{self as clock, Instant},
@@ -29,16 +28,22 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_millis(100), most: Dura
 /// One write. A later job for the same row and kind replaces an earlier one.
 #[derive(Debug, Clone)]
 pub(crate) enum Job {
-    State(Change),
-    Active { id: CapsuleId, at: OffsetDateTime },
-    Host { facts: HostFacts, endpoint: String },
+    /// All that can change of a capsule.
+    Capsule(Box<Record>),
+    Host {
+        facts: HostFacts,
+        endpoint: String,
+    },
+    HostStatus {
+        id: String,
+        status: HostStatus,
+    },
     Template(Template),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
-    State(CapsuleId),
-    Active(CapsuleId),
+    Capsule(CapsuleId),
     Host(String),
     Template(String),
 }
@@ -46,9 +51,9 @@ enum Key {
 impl Job {
     fn key(&self) -> Key {
         match self {
-            Self::State(change) => Key::State(change.id),
-            Self::Active { id, .. } => Key::Active(*id),
+            Self::Capsule(record) => Key::Capsule(record.id),
             Self::Host { facts, .. } => Key::Host(facts.id.clone()),
+            Self::HostStatus { id, .. } => Key::Host(id.clone()),
             Self::Template(template) => Key::Template(template.name.clone()),
         }
     }
@@ -169,9 +174,9 @@ impl Keeper {
 
     async fn write(&self, job: &Job) -> Result<(), StoreError> {
         match job {
-            Job::State(change) => self.store.change(change).await,
-            Job::Active { id, at } => self.store.active_at(*id, *at).await,
+            Job::Capsule(record) => self.store.change(record).await,
             Job::Host { facts, endpoint } => self.store.host(facts, endpoint).await,
+            Job::HostStatus { id, status } => self.store.host_status(id, *status).await,
             Job::Template(template) => self.store.template(template).await,
         }
     }

@@ -48,7 +48,7 @@ impl Catalogue {
         &self.templates
     }
 
-    /// A template by its own name.
+    /// A template by its own name, in the size that is had without a wish.
     pub(crate) fn find(&self, name: &str) -> Option<&Template> {
         self.templates.iter().find(|template| template.name == name)
     }
@@ -66,8 +66,9 @@ impl Catalogue {
         let name = alias::canonical(name);
         let variants: Vec<&Template> =
             self.templates.iter().filter(|template| template.name == name).collect();
-        if variants.is_empty() {
-            return Err(self.missing(name));
+        let Some(first) = variants.first() else { return Err(self.missing(name)) };
+        if size == Size::default() {
+            return Ok(first);
         }
         fit::fit(&variants, size).map_err(|unfit| Refused::Invalid(unfit.to_string()))
     }

@@ -86,10 +86,12 @@ impl Ensure {
                 Vec::new()
             }
         };
-        let mut all: Vec<Template> = others;
-        all.retain(|other| other.name != template.name);
-        all.push(template);
-        for template in &all {
+        let same = |other: &Template| other.name == template.name && other.size() == template.size();
+        let others: Vec<Template> = others.into_iter().filter(|other| !same(other)).collect();
+        // The one that the pool keeps comes first: it is what is had without a wish for a size.
+        let all: Vec<Template> = std::iter::once(template).chain(others).collect();
+        // One row per name.
+        for template in all.iter().rev() {
             self.writer.enqueue(Job::Template(template.clone())).await;
         }
         self.catalogue.send_modify(|catalogue| *catalogue = Arc::new(catalogue.with(all)));

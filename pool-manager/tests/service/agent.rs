@@ -1,5 +1,7 @@
 //! An agent that follows a script: its host has no VMM, only a table of capsules.
 
+mod lifecycle;
+
 use hearth_proto::wire::{
     agent::{
         self, Capsule, CapsuleState, TemplateProgress,
@@ -29,11 +31,14 @@ pub struct Host {
 }
 
 struct Shared {
+    id: String,
     path: PathBuf,
     table: Mutex<Table>,
     news: broadcast::Sender<Capsule>,
     /// Restores wait while this is true.
     held: watch::Sender<bool>,
+    /// Changes of capsules (pause, resume, fork, …) wait while this is true.
+    stalled: watch::Sender<bool>,
     /// Template builds wait while this is true.
     building: watch::Sender<bool>,
     serving: Mutex<Option<(CancellationToken, tokio::task::JoinHandle<()>)>>,
@@ -56,6 +61,14 @@ pub struct Table {
     pub restoring_most: usize,
     /// Ids that were destroyed.
     pub destroyed: Vec<String>,
+    /// What changes of capsules are answered with instead.
+    pub refuse_changes: Option<Status>,
+    /// Changes of capsules that were begun, by name.
+    pub changes: Vec<String>,
+    /// Named snapshots, and the capsule each was taken from.
+    pub snapshots: BTreeMap<String, String>,
+    /// Inactivity timeout and its action of each capsule.
+    pub timeouts: BTreeMap<String, (u64, i32)>,
 }
 
 impl Table {
@@ -67,13 +80,15 @@ impl Table {
 }
 
 impl Host {
-    pub fn new(path: PathBuf) -> Self {
+    pub fn new(id: &str, path: PathBuf) -> Self {
         Self {
             shared: Arc::new(Shared {
+                id: id.to_owned(),
                 path,
                 table: Mutex::default(),
                 news: broadcast::Sender::new(1024),
                 held: watch::Sender::new(false),
+                stalled: watch::Sender::new(false),
                 building: watch::Sender::new(false),
                 serving: Mutex::new(None),
             }),
@@ -118,6 +133,16 @@ impl Host {
         self.shared.held.send_replace(held);
     }
 
+    /// From here on changes of capsules do not end.
+    pub fn stall(&self, stalled: bool) {
+        self.shared.stalled.send_replace(stalled);
+    }
+
+    /// The host puts a capsule on disk by itself.
+    pub fn suspend(&self, id: &str) {
+        self.shared.set(id, CapsuleState::Paused, "");
+    }
+
     /// From here on template builds do not end.
     pub fn hold_builds(&self, held: bool) {
         self.shared.building.send_replace(held);
@@ -160,6 +185,9 @@ impl Shared {
     }
 }
 
+/// Size of the template's disk.
+const DISK_MB: u64 = 4096;
+
 struct Scripted {
     shared: Arc<Shared>,
     stop: CancellationToken,
@@ -196,7 +224,7 @@ impl Agent for Scripted {
 
     async fn get_host(&self, _: Request<agent::GetHostRequest>) -> Result<Response<agent::Host>, Status> {
         Ok(Response::new(agent::Host {
-            host_id: "host-of-the-test".to_owned(),
+            host_id: self.shared.id.clone(),
             engine: "qemu".to_owned(),
             accelerator: "tcg".to_owned(),
             cpus: 2,
@@ -251,15 +279,21 @@ impl Agent for Scripted {
         let id = request.capsule_id;
         let capsule = Capsule {
             capsule_id: id.clone(),
-            template: request.template,
+            template: request.template.clone(),
             vcpus: 1,
             memory_mb: 512,
+            disk_mb: request.disk_mb.max(DISK_MB),
+            network: request.network,
             ..Default::default()
         };
         {
             let mut table = self.shared.table();
+            if request.template != "code" && !table.snapshots.contains_key(&request.template) {
+                return Err(Status::not_found(format!("template {} not found", request.template)));
+            }
             table.capsules.insert(id.clone(), capsule);
             table.env.insert(id.clone(), request.env);
+            table.timeouts.insert(id.clone(), (request.idle_timeout_ms, request.idle_action));
         }
         let state = if request.park { CapsuleState::Parked } else { CapsuleState::Running };
         self.shared.set(&id, state, "");
@@ -269,7 +303,7 @@ impl Agent for Scripted {
     async fn claim(&self, request: Request<agent::ClaimRequest>) -> Result<Response<Capsule>, Status> {
         let request = request.into_inner();
         {
-            let table = self.shared.table();
+            let mut table = self.shared.table();
             if let Some(status) = &table.refuse_claims {
                 return Err(status.clone());
             }
@@ -278,6 +312,12 @@ impl Agent for Scripted {
             }
             if !request.env.is_empty() {
                 return Err(Status::invalid_argument("env: a parked capsule has its environment already"));
+            }
+            let timeouts = (request.idle_timeout_ms, request.idle_action);
+            table.timeouts.insert(request.capsule_id.clone(), timeouts);
+            if let Some(capsule) = table.capsules.get_mut(&request.capsule_id) {
+                capsule.network = request.network;
+                capsule.disk_mb = capsule.disk_mb.max(request.disk_mb);
             }
         }
         self.shared.set(&request.capsule_id, CapsuleState::Running, "");
@@ -343,16 +383,16 @@ impl Agent for Scripted {
 
     async fn get_usage(
         &self,
-        _: Request<agent::GetUsageRequest>,
+        request: Request<agent::GetUsageRequest>,
     ) -> Result<Response<agent::UsageReply>, Status> {
-        Err(Status::unimplemented("not pool-manager's call"))
+        self.shared.get_usage(request.into_inner()).await.map(Response::new)
     }
 
     async fn set_timeouts(
         &self,
-        _: Request<agent::SetTimeoutsRequest>,
+        request: Request<agent::SetTimeoutsRequest>,
     ) -> Result<Response<agent::SetTimeoutsReply>, Status> {
-        Err(Status::unimplemented("not pool-manager's call"))
+        self.shared.set_timeouts(request.into_inner()).await.map(Response::new)
     }
 
     async fn connect_port(
@@ -376,30 +416,36 @@ impl Agent for Scripted {
         Err(Status::unimplemented("not pool-manager's call"))
     }
 
-    async fn pause(&self, _: Request<agent::PauseRequest>) -> Result<Response<agent::PauseReply>, Status> {
-        Err(Status::unimplemented("not pool-manager's call"))
+    async fn pause(
+        &self,
+        request: Request<agent::PauseRequest>,
+    ) -> Result<Response<agent::PauseReply>, Status> {
+        self.shared.pause(request.into_inner()).await.map(Response::new)
     }
 
-    async fn resume(&self, _: Request<agent::ResumeRequest>) -> Result<Response<agent::ResumeReply>, Status> {
-        Err(Status::unimplemented("not pool-manager's call"))
+    async fn resume(
+        &self,
+        request: Request<agent::ResumeRequest>,
+    ) -> Result<Response<agent::ResumeReply>, Status> {
+        self.shared.resume(request.into_inner()).await.map(Response::new)
     }
 
-    async fn fork(&self, _: Request<agent::ForkRequest>) -> Result<Response<agent::ForkReply>, Status> {
-        Err(Status::unimplemented("not pool-manager's call"))
+    async fn fork(&self, request: Request<agent::ForkRequest>) -> Result<Response<agent::ForkReply>, Status> {
+        self.shared.fork(request.into_inner()).await.map(Response::new)
     }
 
     async fn create_snapshot(
         &self,
-        _: Request<agent::CreateSnapshotRequest>,
+        request: Request<agent::CreateSnapshotRequest>,
     ) -> Result<Response<agent::CreateSnapshotReply>, Status> {
-        Err(Status::unimplemented("not pool-manager's call"))
+        self.shared.create_snapshot(request.into_inner()).await.map(Response::new)
     }
 
     async fn delete_snapshot(
         &self,
-        _: Request<agent::DeleteSnapshotRequest>,
+        request: Request<agent::DeleteSnapshotRequest>,
     ) -> Result<Response<agent::DeleteSnapshotReply>, Status> {
-        Err(Status::unimplemented("not pool-manager's call"))
+        self.shared.delete_snapshot(request.into_inner()).await.map(Response::new)
     }
 
     async fn list_snapshots(
@@ -409,15 +455,15 @@ impl Agent for Scripted {
         Err(Status::unimplemented("not pool-manager's call"))
     }
 
-    async fn grow_disk(&self, _: Request<agent::GrowDiskRequest>) -> Result<Response<Capsule>, Status> {
-        Err(Status::unimplemented("not pool-manager's call"))
+    async fn grow_disk(&self, request: Request<agent::GrowDiskRequest>) -> Result<Response<Capsule>, Status> {
+        self.shared.grow_disk(request.into_inner()).await.map(Response::new)
     }
 
     async fn rollback(
         &self,
-        _: Request<agent::RollbackRequest>,
+        request: Request<agent::RollbackRequest>,
     ) -> Result<Response<agent::RollbackReply>, Status> {
-        Err(Status::unimplemented("not pool-manager's call"))
+        self.shared.rollback(request.into_inner()).await.map(Response::new)
     }
 }
 

@@ -23,6 +23,11 @@ pub type Client = PoolManagerClient<Channel>;
 /// Far longer than anything here takes, also on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A team's capsule in a request.
+pub fn of(team: TeamId, id: &str) -> pool::CapsuleRef {
+    pool::CapsuleRef { team_id: team.to_string(), capsule_id: id.to_owned() }
+}
+
 pub struct Testbed {
     pub host: Host,
     pub database: Database,
@@ -30,7 +35,7 @@ pub struct Testbed {
     pub config: Config,
     shutdown: Shutdown,
     _running: Running,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Testbed {
@@ -56,7 +61,7 @@ impl Testbed {
             hearth_service::telemetry::start(Default::default(), "info,hearth_pool_manager=debug");
         }
         let folder = TempDir::with_prefix("hearth-pm-").unwrap();
-        let host = Host::new(folder.path().join("agent.sock"));
+        let host = Host::new("host-of-the-test", folder.path().join("agent.sock"));
         let mut config = Config::new(folder.path().join("pool.sock"), host.endpoint(), database.url());
         config.restores = 2;
         set(&mut config);
@@ -65,7 +70,7 @@ impl Testbed {
         let shutdown = Shutdown::new();
         let running = PoolManager::start(config.clone(), shutdown.clone()).await.unwrap();
         let client = Client::new(socket::channel(&running.endpoint()).unwrap());
-        Self { host, database, client, config, shutdown, _running: running, _folder: folder }
+        Self { host, database, client, config, shutdown, _running: running, folder }
     }
 
     /// Ends the pool-manager and starts another one in its place.
@@ -136,6 +141,41 @@ impl Testbed {
             ..Default::default()
         };
         self.client.clone().create_capsule(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// A running capsule that is otherwise as the request says.
+    pub async fn create_as(
+        &self,
+        request: pool::CreateCapsuleRequest,
+    ) -> Result<pool::CapsuleRecord, Status> {
+        self.client.clone().create_capsule(request).await.map(tonic::Response::into_inner)
+    }
+
+    pub async fn pause(&self, team: TeamId, id: &str) -> Result<pool::CapsuleRecord, Status> {
+        self.client.clone().pause_capsule(of(team, id)).await.map(tonic::Response::into_inner)
+    }
+
+    pub async fn resume(&self, team: TeamId, id: &str) -> Result<pool::CapsuleRecord, Status> {
+        self.client.clone().resume_capsule(of(team, id)).await.map(tonic::Response::into_inner)
+    }
+
+    pub async fn fork(&self, request: pool::ForkCapsuleRequest) -> Result<Vec<pool::CapsuleRecord>, Status> {
+        Ok(self.client.clone().fork_capsule(request).await?.into_inner().capsules)
+    }
+
+    pub async fn snapshot(&self, team: TeamId, id: &str, name: &str) -> Result<pool::TemplateRecord, Status> {
+        let request = pool::CreateTemplateRequest {
+            team_id: team.to_string(),
+            capsule_id: id.to_owned(),
+            name: name.to_owned(),
+            ..Default::default()
+        };
+        self.client.clone().create_snapshot(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// A place for one more socket.
+    pub fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
     }
 
     pub async fn get(&self, team: TeamId, id: &str) -> Result<pool::CapsuleRecord, Status> {
