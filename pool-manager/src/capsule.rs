@@ -120,3 +120,28 @@ impl Record {
         }
     }
 }
+
+#[cfg(test)]
+impl Record {
+    /// A running capsule without anything special, made at the epoch.
+    pub(crate) fn plain(team: TeamId) -> Self {
+        let epoch = OffsetDateTime::UNIX_EPOCH;
+        Self {
+            id: CapsuleId::new(),
+            team,
+            template: "code".to_owned(),
+            host_id: "host".to_owned(),
+            state: State::Running,
+            reason: String::new(),
+            paused_by: PausedBy::Host,
+            under_way: None,
+            vcpus: 1,
+            memory_mb: 512,
+            disk: Disk::default(),
+            settings: Settings::default(),
+            token: AccessToken::default(),
+            labels: Labels::default(),
+            times: Times { created: epoch, started: Some(epoch), last_active: None, updated: epoch },
+        }
+    }
+}

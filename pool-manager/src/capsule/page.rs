@@ -121,34 +121,21 @@ pub(crate) fn page(filter: &Filter, live: Vec<Record>, rows: Vec<Record>) -> (Ve
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capsule::{
-        Disk, Labels, PausedBy, Times, operation::Kind, settings::Settings, token::AccessToken,
-    };
+    use crate::capsule::{Labels, Times, operation::Kind};
     use hearth_proto::id::TeamId;
     use proptest::prelude::*;
     use time::Duration;
 
     fn record(number: u8, created: i64, state: State) -> Record {
         let at = OffsetDateTime::UNIX_EPOCH + Duration::microseconds(created);
+        let even = number.is_multiple_of(2).to_string();
+        let plain = Record::plain(TeamId::from_uuid(Uuid::nil()));
         Record {
             id: CapsuleId::from_uuid(Uuid::from_u128(u128::from(number))),
-            team: TeamId::from_uuid(Uuid::nil()),
-            template: "code".to_owned(),
-            host_id: "host".to_owned(),
             state,
-            reason: String::new(),
-            paused_by: PausedBy::Host,
-            under_way: None,
-            vcpus: 1,
-            memory_mb: 512,
-            disk: Disk::default(),
-            settings: Settings::default(),
-            token: AccessToken::default(),
-            labels: Labels {
-                metadata: [("even".to_owned(), (number % 2 == 0).to_string())].into(),
-                ..Labels::default()
-            },
-            times: Times { created: at, started: None, last_active: None, updated: at },
+            labels: Labels { metadata: [("even".to_owned(), even)].into(), ..Labels::default() },
+            times: Times { created: at, ..plain.times },
+            ..plain
         }
     }
 

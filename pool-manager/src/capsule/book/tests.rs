@@ -1,38 +1,14 @@
 //! Tests of the book.
 
 use super::*;
-use crate::{
-    capsule::{Times, operation::Outcome, token::AccessToken},
-    host::observed::Live,
-};
-
-fn record(team: TeamId) -> Record {
-    let now = OffsetDateTime::UNIX_EPOCH;
-    Record {
-        id: CapsuleId::new(),
-        team,
-        template: "code".to_owned(),
-        host_id: "host".to_owned(),
-        state: State::Running,
-        reason: String::new(),
-        paused_by: PausedBy::Host,
-        under_way: None,
-        vcpus: 1,
-        memory_mb: 512,
-        disk: Disk::default(),
-        settings: Settings::default(),
-        token: AccessToken::default(),
-        labels: Labels::default(),
-        times: Times { created: now, started: Some(now), last_active: None, updated: now },
-    }
-}
+use crate::{capsule::operation::Outcome, host::observed::Live};
 
 fn second(seconds: i64) -> OffsetDateTime {
     OffsetDateTime::UNIX_EPOCH + Duration::seconds(seconds)
 }
 
 fn with(team: TeamId) -> (Book, CapsuleId) {
-    let (mut book, record) = (Book::default(), record(team));
+    let (mut book, record) = (Book::default(), Record::plain(team));
     let id = record.id;
     book.insert(record);
     (book, id)
@@ -85,7 +61,7 @@ fn ending_is_idempotent() {
 fn ended_capsules_are_forgotten_in_the_end() {
     let (mut book, team) = (Book::default(), TeamId::new());
     for _ in 0..ENDED_MAX + 10 {
-        let record = record(team);
+        let record = Record::plain(team);
         book.insert(record.clone());
         book.end(team, record.id, second(1));
         book.ended(record.id, second(2));
