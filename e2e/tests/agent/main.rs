@@ -12,6 +12,7 @@ mod fork;
 mod hostile;
 mod idle;
 mod limits;
+mod metrics;
 mod network;
 mod pause;
 mod ports;
