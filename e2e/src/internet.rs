@@ -259,9 +259,9 @@ fn http(mut stream: TcpStream, seen: &Mutex<Seen>) -> anyhow::Result<()> {
     let mut request = [0; 1024];
     let length = stream.read(&mut request)?;
     let body = format!("hello from {}\n", stream.local_addr()?.ip());
-    let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
-    stream.write_all(head.as_bytes())?;
-    stream.write_all(body.as_bytes())?;
+    // At once: whoever reads once has it all.
+    let answer = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(answer.as_bytes())?;
     if request[..length].starts_with(b"GET /keep") {
         let _ = stream.read(&mut request);
     }

@@ -150,6 +150,7 @@ impl Runner {
             unresponsive: Arc::default(),
             doomed: CancellationToken::new(),
         };
+        handle.meter.set_policy(settings.network.kind());
         let (parts, clock) = (parts.clone(), Clock::start());
         (Self { parts, handle: handle.clone(), queue, state, guest, settings, clock, network }, handle)
     }
@@ -389,6 +390,7 @@ impl Runner {
         self.state.borrow().decide(Request::Claim)?;
         let Some(policy) = network else { return Ok(()) };
         super::network::allow(vmm, &policy).await?;
+        self.handle.meter.set_policy(policy.kind());
         self.network.send_replace(policy.clone());
         self.settings.network = policy;
         Ok(())

@@ -230,6 +230,8 @@ impl Draft {
     pub fn initramfs(&self, archives: [&Path; 2]) -> Result<PathBuf, BaseImageError> {
         let path = self.folder.join("initramfs");
         let mut out = File::create_new(&path).map_err(fail(&path))?;
+        // The VMM's user reads it, whatever the agent's umask is.
+        out.set_permissions(fs::Permissions::from_mode(0o644)).map_err(fail(&path))?;
         for archive in archives {
             File::open(archive).and_then(|mut file| io::copy(&mut file, &mut out)).map_err(fail(archive))?;
         }

@@ -175,10 +175,7 @@ impl Copier {
                 return Ok(());
             }
             self.waiting.pop_front();
-            let micros = start.elapsed().as_micros() as u64;
-            self.stats.add(Counter::Faults, 1);
-            self.stats.add(Counter::ServeMicros, micros);
-            self.stats.raise(Counter::ServeMicrosMax, micros);
+            self.stats.served(start.elapsed().as_micros() as u64);
         }
         Ok(())
     }

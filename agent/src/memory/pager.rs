@@ -324,10 +324,7 @@ impl Pager {
             if let Event::Pagefault { addr, .. } = event {
                 let start = Instant::now();
                 self.fault(addr as u64)?;
-                let micros = start.elapsed().as_micros() as u64;
-                self.stats.add(Counter::Faults, 1);
-                self.stats.add(Counter::ServeMicros, micros);
-                self.stats.raise(Counter::ServeMicrosMax, micros);
+                self.stats.served(start.elapsed().as_micros() as u64);
             }
         }
     }

@@ -1,10 +1,12 @@
 //! What a pager did, in a small file that the pager maps and the agent reads: counters survive either of them, and
 //! reading them costs the pager nothing.
 //!
-//! The file is 128 bytes: magic "HRTHSTA1", then [`COUNTERS`] native u64 counters.
+//! The file is 256 bytes: magic "HRTHSTA1", then [`COUNTERS`] native u64 counters, then one per bucket of the time that
+//! faults took. Pagers of an older agent have shorter files: what is not there is zero.
 
 #![expect(unsafe_code, reason = "a shared mapping of counters")]
 
+use hearth_service::metrics::FAULT_MICROS;
 use memmap2::MmapMut;
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,9 +16,12 @@ use std::{
 };
 
 const MAGIC: u64 = u64::from_ne_bytes(*b"HRTHSTA1");
-const BYTES: usize = 128;
+const BYTES: usize = 256;
 /// Number of counters in the file.
 const COUNTERS: usize = 7;
+/// Number of buckets behind them: one for each bound, and one for what is longer.
+const BUCKETS: usize = FAULT_MICROS.len() + 1;
+const CELLS: usize = COUNTERS + BUCKETS;
 
 /// A counter's place in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,8 +61,8 @@ impl Writer {
     }
 
     fn cell(&self, index: usize) -> &AtomicU64 {
-        debug_assert!(index <= COUNTERS);
-        // SAFETY: the mapping is page aligned, lives as long as `self`, and `index` is at most COUNTERS, hence inside
+        debug_assert!(index <= CELLS);
+        // SAFETY: the mapping is page aligned, lives as long as `self`, and `index` is at most CELLS, hence inside
         // BYTES; other processes touch it only through reads of the file.
         unsafe { AtomicU64::from_ptr(self.map.as_ptr().cast_mut().cast::<u64>().add(index)) }
     }
@@ -67,15 +72,28 @@ impl Writer {
         self.cell(counter as usize + 1).fetch_add(by, Ordering::Relaxed);
     }
 
+    /// Counts a fault that was served, and how long that took.
+    pub fn served(&self, micros: u64) {
+        self.add(Counter::Faults, 1);
+        self.add(Counter::ServeMicros, micros);
+        self.raise(Counter::ServeMicrosMax, micros);
+        self.cell(1 + COUNTERS + bucket(micros)).fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Raises a counter to `value` when it is lower.
     pub fn raise(&self, counter: Counter, value: u64) {
         self.cell(counter as usize + 1).fetch_max(value, Ordering::Relaxed);
     }
 }
 
+/// (pure) The bucket of a time: the first whose bound is not below it.
+fn bucket(micros: u64) -> usize {
+    FAULT_MICROS.iter().position(|bound| micros <= *bound).unwrap_or(FAULT_MICROS.len())
+}
+
 /// A copy of the counters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Stats([u64; COUNTERS]);
+pub struct Stats([u64; CELLS]);
 
 impl Stats {
     /// Reads a pager's counters; all zero when the file is not there yet.
@@ -104,6 +122,15 @@ impl Stats {
     pub fn get(&self, counter: Counter) -> u64 {
         self.0[counter as usize]
     }
+
+    /// Faults that were served since `before`, by the time in microseconds that stands for their bucket: its bound, and for
+    /// what is longer than all bounds twice the last.
+    pub fn served_since(&self, before: &Self) -> impl Iterator<Item = (u64, u64)> {
+        let last = FAULT_MICROS[FAULT_MICROS.len() - 1];
+        let times = FAULT_MICROS.into_iter().chain([2 * last]);
+        let counts = self.0[COUNTERS..].iter().zip(&before.0[COUNTERS..]);
+        times.zip(counts.map(|(now, before)| now.saturating_sub(*before)).collect::<Vec<_>>())
+    }
 }
 
 #[cfg(test)]
@@ -116,15 +143,32 @@ mod tests {
         let path = folder.path().join("stats");
         assert_eq!(Stats::read(&path).unwrap(), Stats::default());
         let writer = Writer::create(&path).unwrap();
-        writer.add(Counter::Faults, 2);
-        writer.add(Counter::Faults, 3);
-        writer.raise(Counter::ServeMicrosMax, 9);
-        writer.raise(Counter::ServeMicrosMax, 4);
+        writer.served(5);
+        writer.served(6);
+        writer.served(100_001);
+        let first = Stats::read(&path).unwrap();
+        writer.served(7);
+        let again = Stats::read(&path).unwrap();
+        let since: Vec<_> = again.served_since(&first).filter(|(_, count)| *count != 0).collect();
+        assert_eq!(since, [(10, 1)]);
+        let all: Vec<_> = again.served_since(&Stats::default()).filter(|(_, count)| *count != 0).collect();
+        assert_eq!(all, [(5, 1), (10, 2), (200_000, 1)]);
+        assert_eq!((again.get(Counter::ServeMicros), again.get(Counter::ServeMicrosMax)), (100_019, 100_001));
+        writer.add(Counter::Faults, 1);
         writer.add(Counter::Serving, 1);
         let stats = Stats::read(&path).unwrap();
         assert_eq!(stats.get(Counter::Faults), 5);
-        assert_eq!(stats.get(Counter::ServeMicrosMax), 9);
         assert_eq!(stats.get(Counter::Serving), 1);
         assert_eq!(stats.get(Counter::ZeroPages), 0);
+    }
+
+    #[test]
+    fn the_shorter_file_of_an_older_pager_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stats");
+        Writer::create(&path).unwrap().served(1);
+        File::options().write(true).open(&path).unwrap().set_len(128).unwrap();
+        let stats = Stats::read(&path).unwrap();
+        assert_eq!(stats.get(Counter::Faults), 1);
     }
 }

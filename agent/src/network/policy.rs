@@ -170,6 +170,15 @@ impl Policy {
         Ok(Self { internet, allow, deny })
     }
 
+    /// What it comes to, in a word.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self { internet: true, .. } => "internet",
+            Self { allow, .. } if !allow.is_empty() => "list",
+            Self { .. } => "none",
+        }
+    }
+
     /// Whether anything can be reached.
     pub fn has_egress(&self) -> bool {
         self.internet || !self.allow.is_empty()
@@ -322,6 +331,7 @@ mod tests {
     fn a_policy_without_egress_has_no_elements() {
         assert!(Policy::default().elements(1).is_empty());
         let only_deny = Policy::parse(false, &[], &texts(&["1.0.0.0/8"])).unwrap();
+        assert_eq!(only_deny.kind(), "none");
         assert!(!only_deny.has_egress() && only_deny.elements(1).is_empty());
     }
 

@@ -21,6 +21,10 @@ struct Inner {
     probe: Option<Probe>,
     /// What was counted of the present life's pager.
     pager: Stats,
+    /// The same of its way out; none while there is none.
+    egress: Option<(u64, u64)>,
+    /// What it may reach, in a word.
+    policy: &'static str,
     /// On disk, while it is paused.
     disk_bytes: u64,
 }
@@ -39,7 +43,15 @@ impl Meter {
     pub fn new(history: History) -> Self {
         let before = history.newest();
         let disk_bytes = before.disk_bytes;
-        let inner = Inner { history, before, probe: None, pager: Stats::default(), disk_bytes };
+        let inner = Inner {
+            history,
+            before,
+            probe: None,
+            pager: Stats::default(),
+            egress: None,
+            policy: "none",
+            disk_bytes,
+        };
         Self { inner: Mutex::new(inner) }
     }
 
@@ -50,8 +62,17 @@ impl Meter {
     /// A life begins.
     pub fn begin(&self, probe: Probe) {
         let mut inner = self.lock();
+        // What went out before is another life's, or was counted by an earlier agent.
+        inner.egress = probe.egress().ok().flatten();
         inner.probe = Some(probe);
         inner.pager = Stats::default();
+    }
+
+    /// It may reach something else from now on, in a word; what it sent and received so far counts under the old one.
+    pub fn set_policy(&self, policy: &'static str) {
+        let mut inner = self.lock();
+        inner.count_egress();
+        inner.policy = policy;
     }
 
     /// The life ends; its processes are best still there. `disk_bytes` is what stays on disk.
@@ -88,6 +109,7 @@ impl Meter {
 
 impl Inner {
     fn sample(&mut self, now_ms: i64) {
+        self.count_egress();
         let sample = match &self.probe {
             Some(probe) => {
                 if let Ok(pager) = probe.pager() {
@@ -104,6 +126,21 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// Counts what went in and out since it was looked at last.
+    fn count_egress(&mut self) {
+        let Some(Ok(Some(now))) = self.probe.as_ref().map(Probe::egress) else { return };
+        let before = self.egress.replace(now).unwrap_or_default();
+        for (direction, now, before) in [("received", now.0, before.0), ("sent", now.1, before.1)] {
+            let more = now.saturating_sub(before);
+            if more != 0 {
+                let labels = [("policy", self.policy), ("direction", direction)];
+                metrics::counter!("hearth_agent_egress_bytes_total", &labels).increment(more);
+            }
+        }
+    }
+}
+
 /// Counts what a pager did since it was looked at last.
 fn count(before: &Stats, now: &Stats) {
     for (name, counter) in PAGER_COUNTERS {
@@ -111,6 +148,10 @@ fn count(before: &Stats, now: &Stats) {
         if more != 0 {
             metrics::counter!(name).increment(more);
         }
+    }
+    for (micros, count) in now.served_since(before).filter(|(_, count)| *count != 0) {
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        metrics::histogram!("hearth_agent_fault_serve_seconds").record_many(micros as f64 / 1e6, count);
     }
 }
 

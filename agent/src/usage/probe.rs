@@ -1,7 +1,10 @@
 //! Reads what one VMM uses, from /proc and its files: some 100 µs a capsule, and no guest notices.
 
 use super::{history::Sample, kib_of};
-use crate::{vmm::machine::GuestNetwork, vmm::process::Process};
+use crate::{
+    network::plan,
+    vmm::{machine::GuestNetwork, process::Process},
+};
 use std::{fs, io, os::unix::fs::MetadataExt, path::PathBuf};
 
 /// Where a VMM's use is read.
@@ -56,6 +59,13 @@ impl Probe {
         Ok(sample)
     }
 
+    /// Bytes that the guest received and sent on its way out, beside those between it and the host. `None` when it has no
+    /// way out. An error when the VMM is gone.
+    pub fn egress(&self) -> io::Result<Option<(u64, u64)>> {
+        let Some((pid, _)) = self.processes.first() else { return Ok(None) };
+        Ok(counters(&fs::read_to_string(format!("/proc/{pid}/net/dev"))?, plan::UP))
+    }
+
     /// The pager's counters.
     pub fn pager(&self) -> io::Result<crate::memory::stats::Stats> {
         crate::memory::stats::Stats::read(&self.stats)
@@ -85,13 +95,18 @@ fn times(stat: &str) -> Option<(u64, u64)> {
     Some((field(14)? + field(15)?, field(22)?))
 }
 
-/// (pure) What the guest received and sent on a link, from /proc/PID/net/dev: what the host sent is what it received.
+/// (pure) What the guest received and sent on its own link, from /proc/PID/net/dev: what the host sent is what it received.
 fn link(table: &str, name: &str) -> (u64, u64) {
-    let line = table.lines().find_map(|line| line.trim_start().strip_prefix(name)?.strip_prefix(':'));
-    let numbers: Vec<u64> =
-        line.unwrap_or_default().split_ascii_whitespace().map(|word| word.parse().unwrap_or(0)).collect();
+    let (received, sent) = counters(table, name).unwrap_or_default();
+    (sent, received)
+}
+
+/// (pure) Bytes that a link received and sent, from /proc/PID/net/dev. `None` when there is no such link.
+fn counters(table: &str, name: &str) -> Option<(u64, u64)> {
+    let line = table.lines().find_map(|line| line.trim_start().strip_prefix(name)?.strip_prefix(':'))?;
+    let numbers: Vec<u64> = line.split_ascii_whitespace().map(|word| word.parse().unwrap_or(0)).collect();
     let number = |at: usize| numbers.get(at).copied().unwrap_or(0);
-    (number(8), number(0))
+    Some((number(0), number(8)))
 }
 
 #[cfg(test)]
@@ -142,5 +157,7 @@ mod tests {
             "Inter-| Receive\n face |bytes\n    lo: 1 2 3\n  tap0: 100 1 0 0 0 0 0 0 2000 3 0 0 0 0 0 0\n";
         assert_eq!(link(table, "tap0"), (2000, 100));
         assert_eq!(link(table, "tap1"), (0, 0));
+        assert_eq!(counters(table, "tap0"), Some((100, 2000)));
+        assert_eq!(counters(table, "up"), None);
     }
 }

@@ -13,6 +13,7 @@ mod fork;
 mod hostile;
 mod idle;
 mod limits;
+mod metrics;
 mod network;
 mod pause;
 mod ports;

@@ -31,7 +31,7 @@ with ThreadPoolExecutor(64) as pool:
     print(' '.join(sorted(filter(None, pool.map(attempt, TARGETS)))))
 "#;
 
-async fn start(internet: &Internet, dir: &Path, env: &[(&str, &str)]) -> TestAgent {
+pub async fn start(internet: &Internet, dir: &Path, env: &[(&str, &str)]) -> TestAgent {
     let folder = dir.to_owned();
     let settings = [
         ("HEARTH_EGRESS", "true"),
@@ -52,7 +52,7 @@ async fn start(internet: &Internet, dir: &Path, env: &[(&str, &str)]) -> TestAge
     agent
 }
 
-fn stop(mut agent: TestAgent, internet: &Internet, dir: &Path) {
+pub fn stop(mut agent: TestAgent, internet: &Internet, dir: &Path) {
     agent.process.stop().unwrap();
     assert_eq!(leftovers::of(dir), Vec::<String>::new());
     assert_eq!(internet.leftovers().unwrap(), Vec::<String>::new(), "the host is as it was");
@@ -63,7 +63,7 @@ fn policy(internet: bool, allow: &[&str], deny: &[&str]) -> NetworkPolicy {
     NetworkPolicy { internet, allow: own(allow), deny: own(deny), best_effort: false }
 }
 
-async fn restore(agent: &mut TestAgent, network: Option<NetworkPolicy>) -> CapsuleId {
+pub async fn restore(agent: &mut TestAgent, network: Option<NetworkPolicy>) -> CapsuleId {
     let id = CapsuleId::new();
     let template = "code".to_owned();
     let request =
@@ -73,7 +73,7 @@ async fn restore(agent: &mut TestAgent, network: Option<NetworkPolicy>) -> Capsu
 }
 
 /// Which of the targets a capsule reaches.
-async fn reach(agent: &mut TestAgent, id: CapsuleId, targets: &[String]) -> Vec<String> {
+pub async fn reach(agent: &mut TestAgent, id: CapsuleId, targets: &[String]) -> Vec<String> {
     let said = agent.python(id, &format!("TARGETS = {targets:?}\n{REACH}")).await.unwrap();
     said.split_ascii_whitespace().map(str::to_owned).collect()
 }
