@@ -409,6 +409,27 @@ impl Agent for Scripted {
         Err(Status::unimplemented("not pool-manager's call"))
     }
 
+    async fn flatten(
+        &self,
+        _: Request<agent::FlattenRequest>,
+    ) -> Result<Response<agent::FlattenReply>, Status> {
+        Err(Status::unimplemented("not pool-manager's call"))
+    }
+
+    async fn list_base_images(
+        &self,
+        _: Request<agent::ListBaseImagesRequest>,
+    ) -> Result<Response<agent::ListBaseImagesReply>, Status> {
+        Err(Status::unimplemented("not pool-manager's call"))
+    }
+
+    async fn delete_base_image(
+        &self,
+        _: Request<agent::DeleteBaseImageRequest>,
+    ) -> Result<Response<agent::DeleteBaseImageReply>, Status> {
+        Err(Status::unimplemented("not pool-manager's call"))
+    }
+
     async fn get_console(
         &self,
         _: Request<agent::GetConsoleRequest>,
