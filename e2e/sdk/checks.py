@@ -21,7 +21,7 @@ _getaddrinfo = socket.getaddrinfo
 
 def _local(host, *args, **kwargs):
     name = host.decode() if isinstance(host, bytes) else host
-    if name and name.endswith(".localhost"):
+    if name and (name == "localhost" or name.endswith(".localhost")):
         host = "127.0.0.1"
     return _getaddrinfo(host, *args, **kwargs)
 

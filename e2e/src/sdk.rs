@@ -17,7 +17,7 @@ pub fn checks(generation: &str, url: &str, key: &str, only: &[&str]) -> anyhow::
     let root = root(&cache)?;
     let folder = root.join(INSIDE).join(generation);
     prepare(&cache, generation, &folder)?;
-    Command::new("chroot")
+    Command::new("/usr/sbin/chroot")
         .arg(&root)
         .args(["/usr/bin/python3", "-B"])
         .arg(format!("/{INSIDE}/{generation}/checks.py"))
@@ -26,7 +26,8 @@ pub fn checks(generation: &str, url: &str, key: &str, only: &[&str]) -> anyhow::
         .env_clear()
         .env("PYTHONPATH", format!("/{INSIDE}/{generation}/site"))
         .env("WRENN_API_KEY", key)
-        .env("WRENN_BASE_URL", url)
+        // Names of ports are below this name, which an address cannot have.
+        .env("WRENN_BASE_URL", url.replace("127.0.0.1", "localhost"))
         .stdin(Stdio::null())
         .output()
         .context("chroot")

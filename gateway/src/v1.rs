@@ -24,7 +24,7 @@ pub(crate) mod ws;
 use crate::error::ApiError;
 use axum::{
     Json,
-    extract::{FromRequestParts, Path},
+    extract::{FromRequestParts, RawPathParams},
     response::{IntoResponse, Response},
 };
 use hearth_proto::id::CapsuleId;
@@ -53,9 +53,10 @@ impl<S: Send + Sync> FromRequestParts<S> for CapsulePath {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let id = Path::<String>::from_request_parts(parts, state)
+        let params = RawPathParams::from_request_parts(parts, state)
             .await
             .map_err(|_| ApiError::invalid("id: not a valid capsule id"))?;
+        let id = params.iter().find_map(|(name, value)| (name == "id").then_some(value)).unwrap_or_default();
         id.parse().map(Self).map_err(|error| ApiError::invalid(format!("id: {error}")))
     }
 }

@@ -143,6 +143,8 @@ pub(crate) async fn change(
     capsule: CapsuleId,
     change: Change,
 ) -> Result<CapsuleRecord, ApiError> {
+    let record = app.pool.get(caller.team, capsule, &scope.request_id).await.map_err(unknown_capsule)?;
+    refuse_what_is_so_already(change, record.state())?;
     let capsule = reference(caller, capsule);
     let changed = to_the_end(app, scope, |app, id| async move {
         match change {
@@ -152,6 +154,17 @@ pub(crate) async fn change(
         }
     });
     changed.await?.map_err(unknown_capsule)
+}
+
+/// (pure) The compatible API refuses to pause what is paused and to resume what runs. One that is on the way there is
+/// joined, which pool-manager does.
+fn refuse_what_is_so_already(change: Change, state: CapsuleState) -> Result<(), ApiError> {
+    let message = match (change, state) {
+        (Change::Pause, CapsuleState::Paused) => "the capsule is not running (status: paused)",
+        (Change::Resume, CapsuleState::Running) => "the capsule is not paused (status: running)",
+        _ => return Ok(()),
+    };
+    Err(ApiError::new(ErrorCode::InvalidState, message))
 }
 
 /// Changes settings of a capsule of the caller.
@@ -236,5 +249,26 @@ fn has_ended(state: CapsuleState) -> bool {
         | CapsuleState::Paused
         | CapsuleState::Resuming
         | CapsuleState::Snapshotting => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_so_already_is_refused_and_what_is_under_way_is_not() {
+        let refused = refuse_what_is_so_already(Change::Pause, CapsuleState::Paused).expect_err("paused");
+        assert_eq!(refused.code(), ErrorCode::InvalidState);
+        assert!(refuse_what_is_so_already(Change::Resume, CapsuleState::Running).is_err());
+        for (change, state) in [
+            (Change::Pause, CapsuleState::Running),
+            (Change::Pause, CapsuleState::Pausing),
+            (Change::Resume, CapsuleState::Paused),
+            (Change::Resume, CapsuleState::Resuming),
+            (Change::Ping, CapsuleState::Running),
+        ] {
+            assert!(refuse_what_is_so_already(change, state).is_ok(), "{change:?} {state:?}");
+        }
     }
 }

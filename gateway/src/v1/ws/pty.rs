@@ -116,9 +116,8 @@ async fn begin(
 
 fn read(mut fields: Fields) -> Result<Background, ApiError> {
     let terminal = size(&mut fields)?;
-    if fields.text("cmd")?.is_none_or(|cmd| cmd.is_empty()) {
-        fields.set("cmd", "/bin/bash");
-    }
+    let program = fields.text("cmd")?.filter(|program| !program.is_empty());
+    fields.set("cmd", program.as_deref().unwrap_or("/bin/bash"));
     let tag = rules::tag(&mut fields)?;
     Ok(Background { command: read_command(&mut fields)?, tag, keep_stdin: true, terminal: Some(terminal) })
 }
@@ -326,6 +325,14 @@ mod tests {
         for text in [r#"{"type":"kill"}"#, r#"{"type":"resize","cols":80,"rows":24}"#] {
             assert!(matches!(wish(object(text)), (Wish::Kill | Wish::Resize(_), None)), "{text}");
         }
+    }
+
+    #[test]
+    fn a_terminal_runs_what_is_asked_for_and_else_a_shell() {
+        let of = |text: &str| read(Fields::parse(text.as_bytes()).expect("an object")).expect("fine");
+        assert_eq!(of(r#"{"cols":80}"#).command.program, "/bin/bash");
+        assert_eq!(of(r#"{"cmd":"htop","rows":9}"#).command.program, "htop");
+        assert_eq!(of(r#"{"cols":80,"rows":24}"#).terminal, Some(Terminal { cols: 80, rows: 24 }));
     }
 
     #[test]
