@@ -135,10 +135,8 @@ async fn keys_do_what_their_scopes_say_until_they_are_revoked_and_the_log_tells(
     tokio::time::timeout(std::time::Duration::from_secs(20), logged).await.expect("the log to tell");
     let page = service.get("/v1/audit-logs?limit=1").await.unwrap();
     let next = (page.text("/next_before").to_owned(), page.text("/next_before_id").to_owned());
-    let second = service
-        .get(&format!("/v1/audit-logs?limit=1&before={}&before_id={}", next.0, next.1))
-        .await
-        .unwrap();
+    let second =
+        service.get(&format!("/v1/audit-logs?limit=1&before={}&before_id={}", next.0, next.1)).await.unwrap();
     assert_ne!(page.text("/items/0/id"), second.text("/items/0/id"), "{second:?}");
     service.stop_clean().unwrap();
 }
@@ -146,7 +144,8 @@ async fn keys_do_what_their_scopes_say_until_they_are_revoked_and_the_log_tells(
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_are_kept_and_say_when_to_come_back() {
     let dir = folder();
-    let limits = [("HEARTH_POOL_TARGET", "0"), ("HEARTH_TEAM_CAPSULES", "1"), ("HEARTH_CREATES_PER_SEC", "3")];
+    let limits =
+        [("HEARTH_POOL_TARGET", "0"), ("HEARTH_TEAM_CAPSULES", "1"), ("HEARTH_CREATES_PER_SEC", "3")];
     let service = TestService::start(dir.path(), &limits).await.unwrap();
     let capsule = service.create().await.unwrap();
     let over = service.post("/v1/capsules", &json!({})).await.unwrap();

@@ -86,7 +86,8 @@ async fn http_events_and_web_sockets_pass_by_path_and_by_host_name() {
     let dir = folder();
     let (service, id) = serving(dir.path(), json!({})).await;
     let at = |rest: &str| format!("{}/v1/capsules/{id}/ports/8765{rest}", service.url);
-    let http = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let http =
+        reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();
     let authority = service.url.strip_prefix("http://").unwrap().replace("127.0.0.1", "localhost");
     let host = format!("8765-{id}.{authority}");
 
@@ -142,15 +143,18 @@ async fn ports_are_private_until_they_are_opened_and_a_token_opens_them_too() {
     let (service, id) = serving(dir.path(), json!({ "auto_resume": true })).await;
     let path = format!("/v1/capsules/{id}");
     let url = format!("{}{path}/ports/8765/", service.url);
-    let http = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();
-    let status = |request: reqwest::RequestBuilder| async move { request.send().await.unwrap().status().as_u16() };
+    let http =
+        reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let status =
+        |request: reqwest::RequestBuilder| async move { request.send().await.unwrap().status().as_u16() };
     assert_eq!(status(http.get(&url)).await, 401);
     assert_eq!(status(http.get(&url).header("x-api-key", "wrn_00000000000000000000000000000000")).await, 401);
     assert_eq!(status(http.get(&url).header("x-hearth-token", "guess")).await, 404);
     let token = service.get(&path).await.unwrap().text("/access_token").to_owned();
     assert!(token.len() >= 32, "{token}");
     assert_eq!(status(http.get(&url).header("x-hearth-token", &token)).await, 200);
-    let opened = service.send("PATCH", &path, Some(&service.key), br#"{"public_ports":[8765]}"#.to_vec()).await;
+    let opened =
+        service.send("PATCH", &path, Some(&service.key), br#"{"public_ports":[8765]}"#.to_vec()).await;
     assert_eq!(opened.unwrap().status, 200);
     assert_eq!(status(http.get(&url)).await, 200);
     // Traffic brings a paused capsule back, which was made so.

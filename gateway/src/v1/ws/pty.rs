@@ -6,7 +6,7 @@
 //! moment without either, which means the older form. A later sign changes the form. Clients that know us say it:
 //! `"encoding": "binary"` or `"base64"` in the first message.
 
-use super::{Context, Gone, Heard, Incoming, Opening, Receiver, Sender, Session, order};
+use super::{Context, Gone, Heard, Incoming, Opening, Sender, Session, order};
 use crate::{
     app::App,
     error::ApiError,
@@ -81,9 +81,7 @@ async fn serve(context: Context, mut session: Session) -> Session {
     {
         return session;
     }
-    let Session { sender, receiver } = session;
-    let (sender, receiver) = run(&app, &place, &process, events, encoding, sender, receiver).await;
-    Session { sender, receiver }
+    run(&app, &place, &process, events, encoding, session).await
 }
 
 /// Starts a terminal, or finds one; either way attaches with what was kept of its output.
@@ -172,9 +170,9 @@ async fn run(
     process: &Selector,
     mut events: Events<AttachEvent>,
     mut encoding: Encoding,
-    mut sender: Sender,
-    mut receiver: Receiver,
-) -> (Sender, Receiver) {
+    session: Session,
+) -> Session {
+    let Session { mut sender, mut receiver } = session;
     let sign_by = Instant::now() + SIGN_DEADLINE;
     let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -225,7 +223,7 @@ async fn run(
             break;
         }
     }
-    (sender, receiver)
+    Session { sender, receiver }
 }
 
 async fn output(event: AttachEvent, encoding: Encoding, sender: &mut Sender) -> Result<(), Gone> {
