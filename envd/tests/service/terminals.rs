@@ -56,7 +56,9 @@ async fn a_shell_is_typed_to_resized_interrupted_and_found_again() {
     client.write(tagged("shell"), b"stty size\n", false).await.unwrap();
     let seen = client.shows(tagged("shell"), "43 132").await;
     assert!(String::from_utf8_lossy(&seen.terminal).contains("resized"), "{seen:?}");
-    client.write(tagged("shell"), "echo grüße-€; sleep 1000\n".as_bytes(), false).await.unwrap();
+    // One program in the foreground says it and waits: ctrl-C between two would be the shell's.
+    let typed = "sh -c 'echo grüße-€; exec sleep 1000'\n";
+    client.write(tagged("shell"), typed.as_bytes(), false).await.unwrap();
     client.shows(tagged("shell"), "grüße-€\r\n").await;
     client.write(tagged("shell"), b"\x03", false).await.unwrap();
     client.write(tagged("shell"), b"echo status $?\n", false).await.unwrap();

@@ -17,7 +17,6 @@ use hearth_proto::{
 use http::StatusCode;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
 
@@ -106,9 +105,14 @@ fn log(error: &UpstreamError) -> BrokeOff {
 
 /// A file that is being written. Dropped before [`Upload::finish`], nothing of it is kept.
 pub(crate) struct Upload {
-    // Teardown order: the call ends before its stream of messages does, for a stream that ends in order is a whole file.
     call: AbortOnDropHandle<Result<Entry, UpstreamError>>,
-    pieces: mpsc::Sender<WriteRequest>,
+    pieces: mpsc::Sender<Piece>,
+}
+
+/// What is sent of a file. Its end is said: a sender that is only dropped must not look like one that is done.
+enum Piece {
+    Message(WriteRequest),
+    End,
 }
 
 impl Upload {
@@ -116,7 +120,7 @@ impl Upload {
     pub(crate) fn begin(app: &App, place: Place, start: WriteStart) -> Self {
         let (pieces, queue) = mpsc::channel(PIECES_MAX);
         let first = WriteRequest { part: Some(write_request::Part::Start(start)) };
-        let messages = futures::stream::once(std::future::ready(first)).chain(ReceiverStream::new(queue));
+        let messages = futures::stream::once(std::future::ready(first)).chain(until_end(queue));
         let app = app.clone();
         let call = async move { place.guest(&app).upload(messages).await };
         Self { call: AbortOnDropHandle::new(tokio::spawn(call)), pieces }
@@ -130,7 +134,7 @@ impl Upload {
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(PIECE_BYTES_MAX));
             let message = WriteRequest { part: Some(write_request::Part::Data(piece.to_vec())) };
-            if self.pieces.send(message).await.is_err() {
+            if self.pieces.send(Piece::Message(message)).await.is_err() {
                 return false;
             }
         }
@@ -140,12 +144,25 @@ impl Upload {
     /// The file is whole.
     pub(crate) async fn finish(self) -> Result<Entry, ApiError> {
         let Self { call, pieces } = self;
-        drop(pieces);
+        // A guest that refused takes no end, and its answer is there already.
+        let _refused = pieces.send(Piece::End).await;
         match call.await {
             Ok(written) => written.map_err(refusal),
             Err(error) => Err(ApiError::internal(error)),
         }
     }
+}
+
+/// The messages up to the end that is said. Without it the stream stays open until its call is given up: HTTP/2 tells a
+/// stream that ended from one that was given up, and a guest takes the first for a whole file.
+fn until_end(queue: mpsc::Receiver<Piece>) -> impl Stream<Item = WriteRequest> + Send {
+    futures::stream::unfold(queue, |mut queue| async move {
+        match queue.recv().await {
+            Some(Piece::Message(message)) => Some((message, queue)),
+            Some(Piece::End) => None,
+            None => std::future::pending().await,
+        }
+    })
 }
 
 /// Entries below a directory.
@@ -174,4 +191,25 @@ fn list_refusal(error: UpstreamError) -> ApiError {
 
 fn too_many() -> ApiError {
     ApiError::new(ErrorCode::TooLarge, "path: too many entries below it; list its directories one by one")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    #[tokio::test]
+    async fn only_an_end_that_is_said_ends_a_file() {
+        let (pieces, queue) = mpsc::channel(2);
+        let mut messages = std::pin::pin!(until_end(queue));
+        assert!(pieces.send(Piece::Message(WriteRequest::default())).await.is_ok());
+        assert!(messages.next().await.is_some());
+        drop(pieces);
+        assert!(messages.next().now_or_never().is_none(), "a sender that was dropped looks done");
+
+        let (pieces, queue) = mpsc::channel(2);
+        let mut messages = std::pin::pin!(until_end(queue));
+        assert!(pieces.send(Piece::End).await.is_ok());
+        assert!(messages.next().await.is_none());
+    }
 }

@@ -47,7 +47,7 @@ impl<S: Send + Sync> FromRequestParts<S> for SelectorPath {
 fn selector(text: &str) -> Result<Selector, ApiError> {
     let by = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         By::Pid(text.parse().map_err(|_| ApiError::invalid("selector: not a process id"))?)
-    } else if text.len() <= SELECTOR_BYTES_MAX
+    } else if (1..=SELECTOR_BYTES_MAX).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
     {
         By::Tag(text.to_owned())

@@ -53,8 +53,9 @@ async fn execute_names_the_field() {
         (r#"{"code":"1","timeout_ms":"5"}"#, 400, "timeout_ms: expected a whole number, got a string"),
         (r#"{"code":"1","memory_mb":-1}"#, 400, "memory_mb: must be from 1"),
         (r#"{"code":"1","max_output_bytes":0}"#, 400, "max_output_bytes: must be from 1"),
-        (r#"{"code":"1","network":"internet"}"#, 400, "network: only \"none\" is available"),
-        (r#"{"code":"1","network":{"allow":[]}}"#, 400, "network: only \"none\" is available"),
+        (r#"{"code":"1","network":"internet"}"#, 400, "network: a one-shot run has none"),
+        (r#"{"code":"1","network":{"allow":["10.0.0.0/8"]}}"#, 400, "network: a one-shot run has none"),
+        (r#"{"code":"1","network":{"allow":["x"]}}"#, 400, "network.allow[0]: `x` is not an IPv4 range"),
         (r#"{"code":"1","session":"s"}"#, 400, "session: "),
         (r#"{"code":"1","artifacts":"yes"}"#, 400, "artifacts: expected true or false"),
         (r#"{"code":"1","cwd":"tmp"}"#, 400, "cwd: must be an absolute path"),
@@ -133,7 +134,7 @@ async fn what_belongs_to_the_capsule_is_refused_in_one() {
         (r#"{"code":"1","template":"code"}"#, 400, "template: decided when the capsule was created"),
         (r#"{"code":"1","memory_mb":512}"#, 400, "memory_mb: decided when the capsule was created"),
         (r#"{"code":"1","session":"s"}"#, 400, "session: decided when the capsule was created"),
-        (r#"{"code":"1","network":"internet"}"#, 400, "network: only \"none\" is available"),
+        (r#"{"code":"1","network":"internet"}"#, 400, "network: a one-shot run has none"),
         (r#"{"code":"1","context_id":"c"}"#, 400, "context_id: only the default context"),
         (r#"{"code":1}"#, 400, "code: expected a string"),
     ];
@@ -175,7 +176,8 @@ async fn exec_names_the_field() {
         (r#"{"cmd":"ls","args":"-l"}"#, 400, "args: expected a list, got a string"),
         (r#"{"cmd":"ls","args":["a",1]}"#, 400, "args[1]: expected a string, got a number"),
         (r#"{"cmd":"ls","args":["a\u0000"]}"#, 400, "args[0]: must not contain NUL"),
-        (r#"{"cmd":"ls","background":true}"#, 400, "background: background processes are not available yet"),
+        (r#"{"cmd":"ls","background":true,"tag":"12"}"#, 400, "tag: must be 1 to 64 characters"),
+        (r#"{"cmd":"ls","background":true,"keep_stdin":1}"#, 400, "keep_stdin: expected true or false"),
         (r#"{"cmd":"ls","background":"no"}"#, 400, "background: expected true or false"),
         (r#"{"cmd":"ls","timeout_sec":"1"}"#, 400, "timeout_sec: expected a whole number"),
         (r#"{"cmd":"ls","timeout_sec":61}"#, 400, "timeout_sec: must be at most 60, got 61"),
@@ -193,7 +195,9 @@ async fn create_and_execute_in_a_capsule_name_the_field() {
         (r#"{"template":5}"#, 400, "template: expected a string"),
         (r#"{"vcpus":1.5}"#, 400, "vcpus: expected a whole number"),
         (r#"{"metadata":[]}"#, 400, "metadata: expected an object of strings"),
-        (r#"{"timeout_action":"pause"}"#, 400, "timeout_action: not available yet"),
+        (r#"{"timeout_action":"stop"}"#, 400, "timeout_action: must be"),
+        (r#"{"network":"lan"}"#, 400, "network: must be"),
+        (r#"{"public_ports":[49983]}"#, 400, "public_ports: 49983 is the guest daemon's own"),
     ];
     check(&bed, "/v1/capsules", create).await;
     let run: &[Case] = &[
