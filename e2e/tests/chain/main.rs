@@ -8,6 +8,7 @@ mod access;
 mod bad_input;
 mod death;
 mod execute;
+mod files;
 mod hostile;
 mod lifecycle;
 mod pool_lifecycle;
