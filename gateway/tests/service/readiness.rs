@@ -49,7 +49,9 @@ async fn migrations_run_twice_and_at_the_same_time() {
             .fetch_all(&pool)
             .await
             .expect("tables");
-    for table in ["_sqlx_migrations", "api_keys", "audit_log", "capsules", "hosts", "teams", "templates", "users"] {
+    for table in
+        ["_sqlx_migrations", "api_keys", "audit_log", "capsules", "hosts", "teams", "templates", "users"]
+    {
         assert!(tables.iter().any(|there| there == table), "{table}: {tables:?}");
     }
 }
