@@ -4,6 +4,7 @@ use crate::{
     audit::Audit,
     auth::{api_key::Keys, first_key::FirstKeyError, limits::Limits},
     config::Config,
+    error::ApiError,
     idempotency::Idempotency,
     store::{Store, StoreError},
     upstream::{agents::Agents, pool::PoolManager},
@@ -11,7 +12,7 @@ use crate::{
 use hearth_service::socket::EndpointError;
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::{io, net::SocketAddr, ops::Deref, sync::Arc, time::Duration};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Shared state. Clones are handles of one thing.
@@ -42,6 +43,12 @@ pub(crate) struct Shared {
 impl App {
     pub(crate) fn new(shared: Shared) -> Self {
         Self(Arc::new(shared))
+    }
+
+    /// A place for one more stream, for as long as it is held.
+    pub(crate) fn stream_permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let permit = self.streams.clone().try_acquire_owned();
+        permit.map_err(|_| ApiError::no_capacity("too many streams are open; try again"))
     }
 
     /// Resolves when shutdown has begun and its grace is over. Cancel safe.

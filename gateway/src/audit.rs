@@ -3,10 +3,15 @@
 
 mod actions;
 
-use crate::{app::App, auth::Caller, middleware::Scope, store::audit::Row};
+use crate::{
+    app::App,
+    auth::Caller,
+    middleware::{Scope, route_of},
+    store::audit::Row,
+};
 use actions::Action;
 use axum::{
-    extract::{MatchedPath, Request, State},
+    extract::{Request, State},
     middleware::Next,
     response::Response,
 };
@@ -57,7 +62,7 @@ impl Audit {
 
 /// The layer that notes changes. It runs inside the one that knows the caller.
 pub(crate) async fn layer(State(app): State<App>, request: Request, next: Next) -> Response {
-    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let route = route_of(request.extensions()).map(str::to_owned);
     let action = route.and_then(|route| actions::of(request.method(), &route));
     let caller = request.extensions().get::<Caller>().copied();
     let (Some(action), Some(caller)) = (action, caller) else { return next.run(request).await };

@@ -5,9 +5,9 @@ pub mod first_key;
 pub(crate) mod limits;
 pub(crate) mod scopes;
 
-use crate::{app::App, error::ApiError};
+use crate::{app::App, error::ApiError, middleware::route_of};
 use axum::{
-    extract::{FromRequestParts, MatchedPath, Request, State},
+    extract::{FromRequestParts, Request, State},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -51,7 +51,7 @@ impl FromRequestParts<App> for Caller {
 /// The layer of all routes for callers: a key that is sent is checked, counted against its limits, and held against
 /// what the route asks for. Without one the request goes on, and whatever needs a [`Caller`] refuses it.
 pub(crate) async fn layer(State(app): State<App>, mut request: Request, next: Next) -> Response {
-    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let route = route_of(request.extensions()).map(str::to_owned);
     let route = route.unwrap_or_default();
     let caller = match sent(&app, request.headers(), request.method(), &route).await {
         Ok(caller) => caller,

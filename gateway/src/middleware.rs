@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures::FutureExt;
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode};
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument;
@@ -33,6 +33,22 @@ pub(crate) struct Scope {
     pub(crate) permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
+impl Scope {
+    /// The scope of a request, which [`observe`] has given it.
+    pub(crate) fn of(extensions: &Extensions) -> Result<Self, ApiError> {
+        extensions.get::<Self>().cloned().ok_or_else(|| ApiError::internal(NoScope))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("a request without a scope")]
+struct NoScope;
+
+/// The route that a request matched, as it is written in the router.
+pub(crate) fn route_of(extensions: &Extensions) -> Option<&str> {
+    extensions.get::<MatchedPath>().map(MatchedPath::as_str)
+}
+
 /// Describes the metrics in `/metrics`.
 pub(crate) fn describe() {
     metrics::describe_counter!("hearth_gateway_requests_total", "HTTP requests by route, method and status");
@@ -46,7 +62,7 @@ pub(crate) fn describe() {
 /// The outermost layer: gives the request its id and span, and says what came of it.
 pub(crate) async fn observe(mut request: Request, next: Next) -> Response {
     let request_id = request_id(request.headers());
-    let route = request.extensions().get::<MatchedPath>().map_or(NO_ROUTE, |path| path.as_str()).to_owned();
+    let route = route_of(request.extensions()).unwrap_or(NO_ROUTE).to_owned();
     let span = tracing::info_span!("request", request.id = %request_id, http.method = %request.method(), http.route = route);
     let watch = Watch::new(route, request.method());
     let scope = Scope { request_id: request_id.clone(), started: watch.started, permit: None };

@@ -13,10 +13,7 @@ mod headers;
 mod target;
 mod tunnel;
 
-use crate::{
-    app::App, auth, auth::scopes::KeyScope, error::ApiError, middleware::Scope,
-    ops::capsules::unknown_capsule,
-};
+use crate::{app::App, auth, error::ApiError, middleware::Scope, ops::capsules::unknown_capsule};
 use axum::{
     extract::{Request, State},
     middleware::Next,
@@ -64,16 +61,12 @@ async fn proxied(
     credentials: Credentials,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let scope = request.extensions().get::<Scope>().cloned().ok_or_else(|| ApiError::internal(NoScope))?;
-    let permit = app.streams.clone().try_acquire_owned();
-    let permit = permit.map_err(|_| ApiError::no_capacity("too many streams are open; try again"))?;
+    let scope = Scope::of(request.extensions())?;
+    let permit = app.stream_permit()?;
     let caller = match &credentials.key {
         Some(key) => Some(auth::enter(&app, key, &Method::GET, ROUTE).await?),
         None => None,
     };
-    if let Some(caller) = caller {
-        caller.needs(KeyScope::Run)?;
-    }
     let located = LocatePortRequest {
         capsule_id: target.capsule.to_string(),
         port: u32::from(target.port),
@@ -93,7 +86,3 @@ async fn proxied(
     let tunnel = tunnel::open(&app, &host, target.capsule, target.port, &scope.request_id).await?;
     forward::forward(&app, &target, tunnel, permit, request).await
 }
-
-#[derive(Debug, thiserror::Error)]
-#[error("a request without a scope")]
-struct NoScope;

@@ -180,7 +180,7 @@ async fn an_upload_that_breaks_off_or_does_not_fit_changes_nothing() {
     let dir = folder();
     let (mut agent, id, files) = start(dir.path()).await;
     agent
-        .shell(id, "mkdir /work && mount -t tmpfs -o size=8m small /work && echo old > /work/file")
+        .shell(id, "mkdir /small && mount -t tmpfs -o size=8m small /small && echo old > /small/file")
         .await
         .unwrap();
     for _ in 0..20 {
@@ -188,7 +188,7 @@ async fn an_upload_that_breaks_off_or_does_not_fit_changes_nothing() {
         let client = files.clone();
         let uploading =
             tokio::spawn(
-                async move { upload(&client, b"/work/file", "", ReceiverStream::new(chunks)).await },
+                async move { upload(&client, b"/small/file", "", ReceiverStream::new(chunks)).await },
             );
         for number in 0..3 {
             to.send(block(number)).await.unwrap();
@@ -196,15 +196,15 @@ async fn an_upload_that_breaks_off_or_does_not_fit_changes_nothing() {
         uploading.abort();
         let _ = uploading.await;
     }
-    let full = upload(&files, b"/work/file", "", stream::iter(0..30).map(block)).await.unwrap_err();
+    let full = upload(&files, b"/small/file", "", stream::iter(0..30).map(block)).await.unwrap_err();
     assert_eq!(full.code(), Code::ResourceExhausted, "{full:?}");
-    assert!(full.message().contains("/work/"), "{full:?}");
+    assert!(full.message().contains("/small/"), "{full:?}");
     let deadline = Instant::now() + Duration::from_secs(30);
-    while list(&files, "/work", 1).await.unwrap().len() != 1 {
+    while list(&files, "/small", 1).await.unwrap().len() != 1 {
         assert!(Instant::now() < deadline, "a part of a file is left");
     }
-    assert_eq!(agent.shell(id, "cat /work/file").await.unwrap(), "old\n");
-    agent.shell(id, "umount /work").await.unwrap();
+    assert_eq!(agent.shell(id, "cat /small/file").await.unwrap(), "old\n");
+    agent.shell(id, "umount /small").await.unwrap();
     end(dir.path(), agent);
 }
 

@@ -166,6 +166,11 @@ pub(crate) fn broken(error: UpstreamError) -> ApiError {
     }
 }
 
+/// (pure) How a process ended, as the compatible API tells it: its exit status, or -1 and beside it the signal.
+pub(crate) fn ending(exited: &Exited) -> (i32, Option<i32>) {
+    if exited.signal == 0 { (exited.exit_code, None) } else { (-1, Some(exited.signal)) }
+}
+
 /// Linux's number of SIGKILL.
 pub(crate) const SIGKILL: i32 = 9;
 /// What is wrong with a signal that is none.

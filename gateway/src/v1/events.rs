@@ -30,8 +30,7 @@ pub(crate) async fn stream_events(
     caller: Caller,
     Extension(scope): Extension<Scope>,
 ) -> Result<Response, ApiError> {
-    let permit = app.streams.clone().try_acquire_owned();
-    let permit = permit.map_err(|_| ApiError::no_capacity("too many streams are open; try again"))?;
+    let permit = app.stream_permit()?;
     let news = app.pool.watch(Some(caller.team), &scope.request_id).await?;
     let stop = app.stop.clone().cancelled_owned();
     let events = stream::once(async { Ok::<_, Infallible>(event("connected", &connected())) })

@@ -138,16 +138,16 @@ fn timeout(fields: &mut Fields, config: &Config) -> Result<Duration, ApiError> {
 fn answer(capsule: CapsuleId, cmd: String, finished: Finished, took: Duration) -> ExecAnswer {
     let Finished { stdout, stderr, exited, stdout_cut, stderr_cut } = finished;
     let Texts { stdout, stderr, encoding } = Texts::of(stdout, stderr);
-    let signalled = exited.signal != 0;
+    let (exit_code, signal) = processes::ending(&exited);
     ExecAnswer {
         sandbox_id: capsule,
         cmd,
         stdout,
         stderr,
-        exit_code: if signalled { -1 } else { exited.exit_code },
+        exit_code,
         duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         encoding,
-        signal: signalled.then_some(exited.signal),
+        signal,
         oom: exited.oom.then_some(true),
         truncated: (stdout_cut || stderr_cut).then_some(Truncated { stdout: stdout_cut, stderr: stderr_cut }),
     }

@@ -131,8 +131,7 @@ pub(crate) async fn read(
         offset: fields.number("offset", 0, i64::MAX.unsigned_abs())?.unwrap_or(0),
         length: fields.number("length", 1, i64::MAX.unsigned_abs())?.unwrap_or(0),
     };
-    let permit = app.streams.clone().try_acquire_owned();
-    let permit = permit.map_err(|_| ApiError::no_capacity("too many streams are open; try again"))?;
+    let permit = app.stream_permit()?;
     let place = Place::of(&app, &scope, caller, capsule).await?;
     let download = files::download(&app, &place, request).await?;
     let length = HeaderValue::from(download.length);

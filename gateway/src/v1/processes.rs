@@ -81,7 +81,7 @@ pub(crate) struct ProcessBody {
 
 impl From<ProcessInfo> for ProcessBody {
     fn from(info: ProcessInfo) -> Self {
-        let signal = info.exited.as_ref().map(|exited| exited.signal).filter(|signal| *signal != 0);
+        let ended = info.exited.as_ref().map(processes::ending);
         Self {
             pid: info.pid,
             tag: info.tag,
@@ -91,8 +91,8 @@ impl From<ProcessInfo> for ProcessBody {
             cwd: info.cwd,
             terminal: info.terminal,
             started_at_ms: info.started_at_ms,
-            exit_code: info.exited.map(|exited| if signal.is_some() { -1 } else { exited.exit_code }),
-            signal,
+            exit_code: ended.map(|(exit_code, _)| exit_code),
+            signal: ended.and_then(|(_, signal)| signal),
         }
     }
 }

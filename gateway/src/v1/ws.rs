@@ -12,12 +12,18 @@ pub(crate) mod pty;
 pub(crate) mod watch;
 
 use crate::{
-    app::App, auth, auth::Caller, error::ApiError, json::fields::Fields, middleware::Scope,
-    ops::guest::Place, v1::CapsulePath,
+    app::App,
+    auth,
+    auth::Caller,
+    error::ApiError,
+    json::fields::Fields,
+    middleware::{Scope, route_of},
+    ops::guest::Place,
+    v1::CapsulePath,
 };
 use axum::{
     extract::{
-        FromRequestParts, MatchedPath,
+        FromRequestParts,
         ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade},
     },
     response::Response,
@@ -198,9 +204,9 @@ impl FromRequestParts<App> for Opening {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         // The layer has checked the key that was sent, if one was.
         let caller = parts.extensions.get::<Caller>().copied();
-        let route = parts.extensions.get::<MatchedPath>().map(|path| path.as_str().to_owned());
+        let route = route_of(&parts.extensions).map(str::to_owned);
         let CapsulePath(capsule) = CapsulePath::from_request_parts(parts, app).await?;
-        let scope = parts.extensions.get::<Scope>().cloned().ok_or_else(|| ApiError::internal(NoScope))?;
+        let scope = Scope::of(&parts.extensions)?;
         let upgrade = WebSocketUpgrade::from_request_parts(parts, app)
             .await
             .map_err(|_| ApiError::invalid("this route is a WebSocket: send an upgrade request (RFC 6455)"))?
@@ -209,10 +215,6 @@ impl FromRequestParts<App> for Opening {
         Ok(Self { app: app.clone(), scope, capsule, caller, route: route.unwrap_or_default(), upgrade })
     }
 }
-
-#[derive(Debug, thiserror::Error)]
-#[error("a request without a scope")]
-struct NoScope;
 
 /// What a session works with.
 pub(crate) struct Context {
@@ -232,8 +234,7 @@ impl Opening {
         F: Future<Output = Session> + Send + 'static,
     {
         let Self { app, scope, capsule, caller, route, upgrade } = self;
-        let permit = app.streams.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| ApiError::no_capacity("too many streams are open; try again"))?;
+        let permit = app.stream_permit()?;
         let known = match caller {
             Some(caller) => Some(Place::of(&app, &scope, caller, capsule).await?),
             None => None,

@@ -96,7 +96,7 @@ async fn json(target: &Target, request: Request) -> Result<StatusCode, ApiError>
         (Some(_), Some(_)) => return Err(fields.fault("content_base64", "not together with content")),
     };
     let whole = futures::stream::once(std::future::ready(Ok::<_, ApiError>(Bytes::from(content))));
-    pass_on(target, start, whole).await
+    pass_on(target, start, whole).await?.finish().await.map(|_| StatusCode::NO_CONTENT)
 }
 
 async fn plain(target: &Target, mut query: Query, body: Body) -> Result<StatusCode, ApiError> {
@@ -108,11 +108,13 @@ async fn plain(target: &Target, mut query: Query, body: Body) -> Result<StatusCo
     }
     let start = start(&mut fields)?;
     let mut bytes = body.into_data_stream();
-    let written = pass_on(target, start, (&mut bytes).map(|piece| piece.map_err(|_| ended_early()))).await;
-    if written.is_err() {
-        drain(bytes).await;
+    match pass_on(target, start, (&mut bytes).map(|piece| piece.map_err(|_| ended_early()))).await {
+        Ok(upload) => upload.finish().await.map(|_| StatusCode::NO_CONTENT),
+        Err(error) => {
+            drain(bytes).await;
+            Err(error)
+        }
     }
-    written
 }
 
 async fn multipart(target: &Target, request: Request) -> Result<StatusCode, ApiError> {
@@ -130,7 +132,8 @@ async fn multipart(target: &Target, request: Request) -> Result<StatusCode, ApiE
                 let start = start(&mut fields).map_err(|error| {
                     ApiError::invalid(format!("{error}; the part `path` must come before the part `file`"))
                 })?;
-                let sent = pass_on_part(target, start, &mut part).await;
+                let pieces = (&mut part).map(|piece| piece.map_err(|_| ended_early()));
+                let sent = pass_on(target, start, pieces).await;
                 drop(part);
                 return match sent {
                     // The end of the body says that the file is whole.
@@ -163,7 +166,8 @@ async fn next_part(parts: &mut Multipart) -> Result<Option<Field<'_>>, ApiError>
 /// The text of a part that is not the file.
 async fn small_part(part: &mut Field<'_>, name: &str) -> Result<String, ApiError> {
     let mut text = Vec::new();
-    while let Some(piece) = next_piece(part).await? {
+    while let Some(piece) = timeout(SILENCE, part.next()).await.map_err(|_| silent())? {
+        let piece = piece.map_err(|_| ended_early())?;
         text.extend_from_slice(&piece);
         if text.len() > PART_BYTES_MAX {
             let name = crate::json::fields::shown(name);
@@ -174,32 +178,12 @@ async fn small_part(part: &mut Field<'_>, name: &str) -> Result<String, ApiError
         .map_err(|_| ApiError::invalid(format!("{name}: not valid UTF-8; use path_base64")))
 }
 
-async fn next_piece(part: &mut Field<'_>) -> Result<Option<Bytes>, ApiError> {
-    match timeout(SILENCE, part.chunk()).await {
-        Ok(piece) => piece.map_err(|_| ended_early()),
-        Err(_) => Err(silent()),
-    }
-}
-
-async fn pass_on_part(target: &Target, start: WriteStart, part: &mut Field<'_>) -> Result<Upload, ApiError> {
-    let mut upload = Upload::begin(&target.app, target.place.clone(), start);
-    let mut size = 0;
-    while let Some(piece) = next_piece(part).await? {
-        size += piece.len() as u64;
-        check_size(size, target.limit)?;
-        if !upload.push(piece).await {
-            upload.finish().await?;
-            return Err(refused_silently());
-        }
-    }
-    Ok(upload)
-}
-
+/// Passes bytes on as they come. What it returns is whole when the caller knows that nothing follows.
 async fn pass_on(
     target: &Target,
     start: WriteStart,
     bytes: impl Stream<Item = Result<Bytes, ApiError>>,
-) -> Result<StatusCode, ApiError> {
+) -> Result<Upload, ApiError> {
     let mut upload = Upload::begin(&target.app, target.place.clone(), start);
     let mut bytes = std::pin::pin!(bytes);
     let mut size = 0;
@@ -208,10 +192,11 @@ async fn pass_on(
         size += piece.len() as u64;
         check_size(size, target.limit)?;
         if !upload.push(piece).await {
-            break;
+            upload.finish().await?;
+            return Err(refused_silently());
         }
     }
-    upload.finish().await.map(|_| StatusCode::NO_CONTENT)
+    Ok(upload)
 }
 
 /// Where to write, and as whom.

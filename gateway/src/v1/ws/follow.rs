@@ -55,12 +55,8 @@ pub(crate) async fn fault(session: &mut Session, data: impl Into<String>) {
 
 /// As in the compatible API: -1 for a process that a signal ended, whose number is beside it.
 pub(crate) fn exit_of(exited: &Exited) -> Message {
-    let signalled = exited.signal != 0;
-    Message::Exit {
-        exit_code: if signalled { -1 } else { exited.exit_code },
-        signal: signalled.then_some(exited.signal),
-        oom: exited.oom.then_some(true),
-    }
+    let (exit_code, signal) = processes::ending(exited);
+    Message::Exit { exit_code, signal, oom: exited.oom.then_some(true) }
 }
 
 /// Follows a process until it ends, the client leaves, or Hearth stops. A client that reads slowly slows the process

@@ -206,7 +206,7 @@ async fn run(
             }
             event = events.next(), if encoding != Encoding::Unknown => match event {
                 Ok(Some(AttachEvent { event: Some(Event::Exited(exited)) })) => {
-                    let code = if exited.signal == 0 { exited.exit_code } else { -1 };
+                    let (code, _) = processes::ending(&exited);
                     let _left = sender.json(&json!({ "type": "exit", "exit_code": code })).await;
                     break;
                 }
